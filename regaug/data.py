@@ -1,0 +1,347 @@
+"""Data sets, mixing and loaders: timm's factories, called with the options that hold in a phase."""
+
+import logging
+import os
+
+from timm.data import (
+    AugMixDataset,
+    FastCollateMixup,
+    Mixup,
+    create_loader,
+    create_naflex_loader,
+)
+from timm.data import create_dataset as create_timm_dataset
+from timm.data.naflex_mixup import NaFlexMixup
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from torch.utils.data import IterableDataset
+from torchvision import transforms
+
+from regaug.digits import create_digits
+from regaug.errors import OptionError
+from regaug.samples import Samples, training_samples
+
+_logger = logging.getLogger('train')
+
+
+def create_dataset(name, root, split, **kwargs):
+    """Create a data set by timm's factory, or the embedded digits for the name `regaug/digits`.
+
+    Args:
+        name: timm's data set name (`''` for a folder, `torch/...`, `hfds/...`, `wds/...`, ...) or `regaug/digits`.
+        root: folder of the data.
+        split: name of the split.
+        **kwargs: further arguments of `timm.data.create_dataset`.
+
+    Raises:
+        OptionError: when the folder is missing or holds no image, or there is no such data set.
+    """
+    if name == 'regaug/digits':
+        return create_digits(split, input_img_mode=kwargs.get('input_img_mode'))
+    prefix = name.partition('/')[0] if '/' in name else ''
+    if prefix in ('', 'torch') and (root is None or not os.path.exists(root)) and not kwargs.get('download'):
+        raise OptionError(f'--data-dir {root}: there is no such folder.')
+    try:
+        return create_timm_dataset(name, root=root, split=split, **kwargs)
+    except (AssertionError, RuntimeError, FileNotFoundError, ValueError) as error:
+        raise OptionError(f'--dataset {name!r} --data-dir {root}, split {split!r}: {error}') from error
+
+
+def class_index(dataset):
+    """Mapping from class name to class index where the data set knows it, else None."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or None
+
+
+def check_classes(train_set, eval_set, num_classes, *, given):
+    """Compare the classes of the data with the outputs of the model and with one another.
+
+    Args:
+        train_set: training data.
+        eval_set: evaluation data or None.
+        num_classes: outputs of the model.
+        given: True if the user gave `--num-classes`.
+
+    Raises:
+        OptionError: for more classes than outputs, a number that `--num-classes` contradicts, or a class that has
+            another index in the evaluation data.
+    """
+    train_classes = class_index(train_set)
+    eval_classes = class_index(eval_set) if eval_set is not None else None
+    if train_classes is None:
+        return
+    found = max(train_classes.values()) + 1
+    if found > num_classes or (given and found != num_classes):
+        raise OptionError(f'--num-classes {num_classes}: the training data has {found} classes.')
+    if found < num_classes:
+        _logger.warning(f'The model has {num_classes} outputs for {found} classes; --num-classes {found} fits.')
+    for name, index in (eval_classes or {}).items():
+        if train_classes.get(name, index) != index:
+            raise OptionError(
+                f'--val-split: class {name!r} has index {index} there and {train_classes[name]} in training; '
+                f'are folders missing? --class-map fixes the indices.'
+            )
+
+
+def create_datasets(args, data_config):
+    """The training set, and the evaluation set (None without `--val-split`).
+
+    The training set comes back as `Samples`, unless it is iterable.
+    """
+    common = dict(
+        class_map=args.class_map,
+        download=args.dataset_download,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'),
+        input_key=args.input_key,
+        target_key=args.target_key,
+        trust_remote_code=args.dataset_trust_remote_code,
+    )
+    root = args.data or args.data_dir
+    train_set = create_dataset(
+        args.dataset,
+        root,
+        args.train_split,
+        is_training=True,
+        repeats=args.epoch_repeats,
+        num_samples=args.train_num_samples,
+        **common,
+    )
+    train_set = training_samples(train_set, labels_per_class=args.labels_per_class, label_split=args.label_split)
+    eval_set = None
+    if args.val_split:
+        eval_set = create_dataset(
+            args.dataset, root, args.val_split, is_training=False, num_samples=args.val_num_samples, **common
+        )
+        if not isinstance(eval_set, IterableDataset):
+            eval_set = Samples(eval_set)
+    return train_set, eval_set
+
+
+def mixing_active(options):
+    """True if the options ask for timm's Mixup or CutMix."""
+    return options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax is not None
+
+
+def create_mixup(options, num_classes):
+    """timm's mixing for these options: a collate function, a function on batches, or None.
+
+    Returns:
+        (collate_fn, mixup_fn), at least one of which is None; with the NaFlex loader the function works on the list
+        of samples inside the data set.
+    """
+    if not mixing_active(options):
+        return None, None
+    mixup_args = dict(
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        cutmix_minmax=options.cutmix_minmax,
+        prob=options.mixup_prob,
+        switch_prob=options.mixup_switch_prob,
+        mode=options.mixup_mode,
+        label_smoothing=options.smoothing,
+        num_classes=num_classes,
+    )
+    if options.naflex_loader:
+        del mixup_args['mode'], mixup_args['cutmix_minmax']
+        return None, NaFlexMixup(**mixup_args)
+    mixup_class = Mixup if options.no_prefetcher else FastCollateMixup
+    mixup_fn = mixup_class(**mixup_args)
+    mixup_fn.mixup_enabled = options.mixup_enabled
+    return (None, mixup_fn) if options.no_prefetcher else (mixup_fn, None)
+
+
+def create_train_loader(options, dataset, data_config, *, device, img_dtype, num_classes):
+    """The training loader for the options that hold in a phase.
+
+    Args:
+        options: namespace of training options, mixing and augmentation as the phase has them (`phases.Phase.options`).
+        dataset: training set as `create_datasets` gives it.
+        data_config: timm's data configuration.
+        device: where batches are delivered.
+        img_dtype: number format of the images there.
+        num_classes: classes of soft targets.
+
+    Returns:
+        (loader, mixup_fn): timm's loader, and timm's mixing to be applied to each batch in the loop, or None.
+    """
+    collate_fn, mixup_fn = create_mixup(options, num_classes)
+    common = dict(
+        batch_size=options.batch_size,
+        is_training=True,
+        no_aug=options.no_aug,
+        re_prob=options.reprob,
+        re_mode=options.remode,
+        re_count=options.recount,
+        re_split=options.resplit,
+        train_crop_mode=options.train_crop_mode,
+        scale=options.scale,
+        ratio=options.ratio,
+        hflip=options.hflip,
+        vflip=options.vflip,
+        color_jitter=options.color_jitter,
+        color_jitter_prob=options.color_jitter_prob,
+        grayscale_prob=options.grayscale_prob,
+        gaussian_blur_prob=options.gaussian_blur_prob,
+        auto_augment=options.aa,
+        num_aug_repeats=options.aug_repeats,
+        num_aug_splits=options.aug_splits,
+        interpolation=data_config['interpolation'] if options.no_aug else options.train_interpolation,
+        mean=data_config['mean'],
+        std=data_config['std'],
+        num_workers=options.workers,
+        distributed=options.distributed,
+        pin_memory=options.pin_mem,
+        img_dtype=img_dtype,
+        device=device,
+        use_prefetcher=not options.no_prefetcher,
+        worker_seeding=options.worker_seeding,
+        persistent_workers=not options.exact_resume,
+    )
+    if options.naflex_loader:
+        patch_size = (options.model_kwargs or {}).get('patch_size', 16)
+        loader = create_naflex_loader(
+            dataset,
+            patch_size=patch_size,
+            patch_size_choices=options.naflex_patch_sizes,
+            patch_size_choice_probs=options.naflex_patch_size_probs,
+            train_seq_lens=options.naflex_train_seq_lens,
+            mixup_fn=mixup_fn,
+            rank=options.rank,
+            world_size=options.world_size,
+            seed=options.seed,
+            channels=data_config['input_size'][0],
+            patchify_channels_last=not options.naflex_patchify_channels_first,
+            **common,
+        )
+        return loader, None
+    if options.aug_splits > 1:
+        dataset = AugMixDataset(dataset, num_splits=options.aug_splits)
+    loader = create_loader(
+        dataset,
+        input_size=data_config['input_size'],
+        collate_fn=collate_fn,
+        use_multi_epochs_loader=options.use_multi_epochs_loader,
+        input_size_choices=options.train_img_sizes,
+        batch_size_choices=options.train_batch_sizes,
+        batch_choice_weights=options.train_size_probs,
+        batch_choice_seed=options.seed,
+        batch_choice_schedule=options.train_size_schedule,
+        batch_schedule_epochs=options.epochs,
+        batch_schedule_spread=options.train_size_schedule_spread,
+        batch_schedule_random_mix=options.train_size_random_mix,
+        num_batches=options.train_batches_per_epoch,
+        **common,
+    )
+    if options.pad_crop:
+        use_pad_crop(dataset, data_config, padding=options.pad_crop, mode=options.pad_mode)
+    return loader, mixup_fn
+
+
+def create_eval_loader(args, dataset, data_config, *, device, img_dtype):
+    """The evaluation loader, as timm's script sets it up."""
+    workers = args.workers
+    if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
+        workers = min(2, workers)  # these readers pad every worker's share to equal length
+    common = dict(
+        batch_size=args.validation_batch_size or args.batch_size,
+        is_training=False,
+        interpolation=data_config['interpolation'],
+        mean=data_config['mean'],
+        std=data_config['std'],
+        num_workers=workers,
+        distributed=args.distributed,
+        crop_pct=data_config['crop_pct'],
+        pin_memory=args.pin_mem,
+        img_dtype=img_dtype,
+        device=device,
+        use_prefetcher=not args.no_prefetcher,
+        persistent_workers=not args.exact_resume,
+    )
+    if args.naflex_loader:
+        return create_naflex_loader(
+            dataset,
+            patch_size=(args.model_kwargs or {}).get('patch_size', 16),
+            max_seq_len=args.naflex_max_seq_len,
+            channels=data_config['input_size'][0],
+            patchify_channels_last=not args.naflex_patchify_channels_first,
+            **common,
+        )
+    return create_loader(dataset, input_size=data_config['input_size'], **common)
+
+
+def use_pad_crop(dataset, data_config, *, padding, mode):
+    """Replace the random resized crop of a training set by the CIFAR augmentation: pad, then crop at random.
+
+    Images of another size are first resized so that their shorter side fits.
+
+    Args:
+        dataset: training set whose transform timm has set.
+        data_config: timm's data configuration (input size and interpolation).
+        padding: pixels added on every side.
+        mode: `reflect` or `constant` (zeros: black).
+    """
+    steps = dataset.transform.transforms
+    assert isinstance(steps[0], RandomResizedCropAndInterpolation), 'checked with the options'
+    height, width = data_config['input_size'][-2:]
+    interpolation = str_to_interp_mode(data_config['interpolation'])
+    steps[0] = transforms.Compose(
+        [
+            transforms.Resize(max(height, width), interpolation=interpolation),
+            transforms.RandomCrop((height, width), padding=padding, padding_mode=mode),
+        ]
+    )
+
+
+class TrainLoader:
+    """The training loader of the current phase, built anew when a phase changes what the loader does.
+
+    Args:
+        dataset: training set as `create_datasets` gives it.
+        data_config: timm's data configuration.
+        device: where batches are delivered.
+        img_dtype: number format of the images there.
+        num_classes: classes of soft targets.
+
+    Attributes:
+        loader: timm's loader.
+        mixup_fn: timm's mixing for each batch in the loop, or None.
+    """
+
+    def __init__(self, dataset, data_config, *, device, img_dtype, num_classes):
+        self.dataset = dataset
+        self.data_config = data_config
+        self.fixed = dict(device=device, img_dtype=img_dtype, num_classes=num_classes)
+        self.options = None
+        self.loader = self.mixup_fn = None
+
+    def use(self, phase):
+        """Make the loader that of a phase; worker processes of the old one end first.
+
+        With the mixing done in the loop, switching it needs no new loader, as in timm.
+
+        Returns:
+            True if a loader was built.
+        """
+        if phase.options == self.options:
+            return False
+        if self.mixup_fn is not None and same_but_mixing(phase.options, self.options):
+            self.mixup_fn.mixup_enabled = phase.options.mixup_enabled
+            self.options = phase.options
+            return False
+        self.loader = self.mixup_fn = None  # the last references: the old workers are shut down here
+        self.loader, self.mixup_fn = create_train_loader(phase.options, self.dataset, self.data_config, **self.fixed)
+        self.options = phase.options
+        return True
+
+    def set_epoch(self, epoch):
+        """Tell data set and samplers which epoch starts, for their shuffling."""
+        for part in (self.loader.dataset, self.loader.batch_sampler, self.loader.sampler):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+
+
+def same_but_mixing(options, others):
+    """True if two namespaces of options differ in nothing but whether mixing is enabled."""
+    return {**vars(options), 'mixup_enabled': None} == {**vars(others), 'mixup_enabled': None}

@@ -1,0 +1,109 @@
+"""The model: built by timm, then put where and how it trains."""
+
+import logging
+
+import torch
+from timm import create_model
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.models import load_state_dict
+from timm.utils import set_jit_fuser
+from torch import nn
+
+from regaug.checkpoints import check_weights, read_checkpoint
+from regaug.errors import OptionError
+
+_logger = logging.getLogger('train')
+
+
+def build_model(args):
+    """Build the model for these options by timm's factory; sets `args.num_classes` if the user did not.
+
+    Raises:
+        OptionError: when `--initial-checkpoint` or `--pretrained-path` is truncated, foreign or does not fit.
+    """
+    if args.fuser:
+        set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+    in_chans = args.in_chans if args.in_chans is not None else (args.input_size[0] if args.input_size else 3)
+    factory_kwargs = dict(
+        in_chans=in_chans,
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        scriptable=args.torchscript,
+        **args.model_kwargs,
+    )
+    if args.drop_connect is not None and args.drop_path is None:
+        factory_kwargs['drop_path_rate'] = args.drop_connect
+    weights = dict(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint)
+    if args.pretrained_path:
+        weights['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
+    for option, path in (('--initial-checkpoint', args.initial_checkpoint), ('--pretrained-path', args.pretrained_path)):
+        if path and str(path).endswith(('.pth', '.pt', '.tar', '.bin')):
+            read_checkpoint(path, option, mmap=True)
+    try:
+        model = create_model(args.model, **weights, **factory_kwargs)
+    except RuntimeError as error:
+        explain_weights(args, factory_kwargs, error)
+        raise
+    if args.head_init_scale is not None:
+        with torch.no_grad():
+            model.get_classifier().weight.mul_(args.head_init_scale)
+            model.get_classifier().bias.mul_(args.head_init_scale)
+    if args.head_init_bias is not None:
+        nn.init.constant_(model.get_classifier().bias, args.head_init_bias)
+    if args.num_classes is None:
+        args.num_classes = model.num_classes
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    return model
+
+
+def explain_weights(args, factory_kwargs, error):
+    """Say which weights do not fit, if that is what went wrong."""
+    if args.initial_checkpoint:
+        with torch.device('meta'):
+            model = create_model(args.model, **factory_kwargs)
+        state_dict = load_state_dict(args.initial_checkpoint)
+        check_weights(state_dict, model, '--initial-checkpoint', args.initial_checkpoint)
+    if args.pretrained_path:
+        raise OptionError(f'--pretrained-path {args.pretrained_path}: {" ".join(str(error).split())}') from error
+
+
+def place_model(model, args, *, device, model_dtype):
+    """Convert batch-norm, move, lay out and script the model as the options say, in timm's order.
+
+    Synchronised batch-norm needs no distribution of its statistics: `args.dist_bn` is then emptied.
+    """
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    model.to(device=device, dtype=model_dtype)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.distributed and args.sync_bn:
+        args.dist_bn = ''
+        model = convert_sync_batchnorm(model)
+        _logger.info('Batch-norm is synchronised over the ranks.')
+    if args.torchscript:
+        model = torch.jit.script(model)
+    return model
+
+
+def resolve_learning_rate(args):
+    """Set `args.lr` from `--lr-base` and the global batch size, unless the user gave `--lr` (timm's rule)."""
+    if args.lr is not None:
+        return
+    batch_size = args.batch_size * args.world_size * args.grad_accum_steps
+    ratio = batch_size / args.lr_base_size
+    adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))
+    scale = args.lr_base_scale or ('sqrt' if adaptive else 'linear')
+    args.lr = args.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
+    _logger.info(
+        f'Learning rate {args.lr:.6g}: base {args.lr_base:g} at batch size {args.lr_base_size}, '
+        f'global batch size {batch_size}, {scale} scaling.'
+    )

@@ -1,0 +1,196 @@
+"""A training run: everything it consists of, built in the order in which timm's script builds it."""
+
+import logging
+import os
+from datetime import datetime
+
+from timm.data import resolve_data_config
+from timm.models import safe_model_name
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import get_outdir, random_seed
+
+from regaug.checkpoints import Saver, find_newest, resume, resume_ema
+from regaug.data import TrainLoader, check_classes, create_datasets, create_eval_loader
+from regaug.engine import Engine, updates_per_epoch
+from regaug.interrupt import StopRequest
+from regaug.model import build_model, place_model, resolve_learning_rate
+from regaug.options import args_as_yaml
+from regaug.phases import phase_at
+from regaug.report import Report
+from regaug.runtime import Precision, Updater, prepare_device
+from regaug.summary import Summary, write_whole
+from regaug.task import create_criterion, create_task
+from regaug.wandb_log import WandbLog
+
+_logger = logging.getLogger('train')
+
+
+class Run:
+    """The parts of a run. The steps are called in the order in which they stand here.
+
+    Args:
+        args: training options; the steps add to them what timm's script adds.
+    """
+
+    def __init__(self, args):
+        self.args = args
+        self.config = args_as_yaml(args)
+        self.given_classes = args.num_classes is not None
+        self.output_dir = self.saver = self.summary = self.wandb_log = None
+
+    def prepare(self):
+        """Process group, device, number formats, random state."""
+        args = self.args
+        self.device = prepare_device(args)
+        self.primary = args.rank == 0
+        if not self.primary:
+            logging.getLogger().setLevel(logging.WARNING)
+        self.precision = Precision(args, self.device)
+        random_seed(args.seed, args.rank)
+
+    def build_model(self):
+        args = self.args
+        model = build_model(args)
+        self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
+        if self.primary:
+            count = sum(parameter.numel() for parameter in model.parameters())
+            _logger.info(f'Model {safe_model_name(args.model)}: {count:,} parameters, {args.num_classes} classes.')
+
+    def build_data(self):
+        args = self.args
+        self.train_set, self.eval_set = create_datasets(args, self.data_config)
+        check_classes(self.train_set, self.eval_set, args.num_classes, given=self.given_classes)
+        if self.eval_set is None:
+            args.eval_metric = 'loss'
+        self.decreasing = args.eval_metric == 'loss'
+
+    def build_task(self):
+        args = self.args
+        resolve_learning_rate(args)
+        criterion = create_criterion(phase_at(0, args).options)
+        self.task = create_task(args, self.model, criterion, device=self.device, precision=self.precision)
+        self.optimizer = create_optimizer_v2(
+            self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
+        )
+        self.updater = Updater(
+            self.optimizer,
+            self.task,
+            loss_scaler=self.precision.loss_scaler,
+            clip_grad=args.clip_grad,
+            clip_mode=args.clip_mode,
+        )
+
+    def resume(self):
+        """Name the experiment, and go on from a checkpoint if asked to."""
+        args = self.args
+        size = str(self.data_config['input_size'][-1])
+        stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+        self.experiment = args.experiment or '-'.join([stamp, safe_model_name(args.model), size])
+        self.folder = os.path.join(args.output or './output/train', self.experiment)
+        if args.resume == 'auto':
+            args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
+            _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
+        resumed_epoch = None
+        if args.resume:
+            keep = not args.no_resume_opt
+            resumed_epoch, interrupted = resume(
+                self.task,
+                args.resume,
+                optimizer=self.optimizer if keep else None,
+                loss_scaler=self.precision.loss_scaler if keep else None,
+                log_info=self.primary,
+            )
+            if interrupted:
+                _logger.info(f'Epoch {resumed_epoch} was interrupted; it is repeated from its start.')
+        self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed_epoch or 0
+
+    def wrap_model(self):
+        """Moving average, compilation and DDP, in this order."""
+        args = self.args
+        if args.model_ema:
+            ema_device = 'cpu' if args.model_ema_force_cpu else None
+            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
+            if args.resume:
+                resume_ema(self.task, args.resume)
+        if args.torchcompile:
+            self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+            self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if args.distributed:
+            device_ids = [self.device] if self.device.type == 'cuda' else None
+            self.task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+
+    def build_loaders(self):
+        args = self.args
+        delivery = dict(device=self.device, img_dtype=self.precision.input_dtype)
+        self.train_data = TrainLoader(self.train_set, self.data_config, num_classes=args.num_classes, **delivery)
+        self.train_data.use(phase_at(self.start_epoch, args))
+        self.eval_loader = None
+        if self.eval_set is not None:
+            self.eval_loader = create_eval_loader(args, self.eval_set, self.data_config, **delivery)
+
+    def build_schedule(self):
+        args = self.args
+        updates = updates_per_epoch(self.train_data.loader, args.grad_accum_steps)
+        self.scheduler, self.num_epochs = create_scheduler_v2(
+            self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
+        )
+        if self.scheduler is not None and self.start_epoch > 0:
+            if args.sched_on_updates:
+                self.scheduler.step_update(self.start_epoch * updates)
+            else:
+                self.scheduler.step(self.start_epoch)
+
+    def open_outputs(self):
+        """Folder, checkpoint saver, summary and W&B, on the first rank."""
+        args = self.args
+        if not self.primary:
+            return
+        self.output_dir = get_outdir(self.folder)
+        self.saver = Saver(
+            self.model,
+            self.optimizer,
+            args=args,
+            amp_scaler=self.precision.loss_scaler,
+            checkpoint_dir=self.output_dir,
+            recovery_dir=self.output_dir,
+            decreasing=self.decreasing,
+            max_history=args.checkpoint_hist,
+            task=self.task,
+        )
+        if args.resume and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(self.output_dir):
+            self.saver.load_state_dict_from_checkpoint(args.resume)
+        write_whole(os.path.join(self.output_dir, 'args.yaml'), self.config)
+        self.summary = Summary(os.path.join(self.output_dir, 'summary.csv'), self.start_epoch)
+        if args.log_wandb:
+            mean, std = self.data_config['mean'], self.data_config['std']
+            self.wandb_log = WandbLog(args, name=self.experiment, mean=mean, std=std)
+
+    def build_engine(self):
+        args = self.args
+        self.stop = StopRequest(device=self.device, distributed=args.distributed)
+        self.report = Report(
+            args,
+            num_epochs=self.num_epochs,
+            primary=self.primary,
+            output_dir=self.output_dir,
+            wandb_log=self.wandb_log,
+        )
+        self.engine = Engine(
+            self.task,
+            self.updater,
+            args,
+            device=self.device,
+            precision=self.precision,
+            stop=self.stop,
+            report=self.report,
+            scheduler=self.scheduler,
+            save_recovery=self.saver.save_recovery if self.saver and args.recovery_interval else None,
+        )
+
+    def start_phase(self, phase):
+        """Switch loader and criterion to what holds in a phase."""
+        self.train_data.use(phase)
+        self.task.criterion = create_criterion(phase.options).to(self.device)
+        self.report.start_phase(phase)

@@ -1,0 +1,121 @@
+"""Map-style data sets as training sees them: a fixed subset of the samples, unreadable images replaced and counted."""
+
+import logging
+import multiprocessing
+
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset
+
+from regaug.errors import OptionError
+
+_logger = logging.getLogger('train')
+_MAX_NEIGHBOURS = 50  # so many unreadable images in a row are no accident
+
+
+class Samples(Dataset):
+    """A map-style data set seen through a list of indices.
+
+    A sample that cannot be read is replaced by the next one in the list, named in the log and counted across all
+    worker processes. The transform stays where timm expects it: assigning `transform` reaches the data set below.
+
+    Args:
+        dataset: map-style data set that returns (image, class index).
+        indices: which samples, in which order; all when None.
+
+    Raises:
+        RuntimeError: when 50 samples in a row cannot be read.
+    """
+
+    def __init__(self, dataset, indices=None):
+        self.dataset = dataset
+        self.indices = indices
+        self._unreadable = multiprocessing.Value('l', 0)
+        if hasattr(dataset, '_max_retries'):
+            dataset._max_retries = 1  # timm's own replacement knows neither the file nor the subset
+
+    @property
+    def transform(self):
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform):
+        self.dataset.transform = transform
+
+    @property
+    def num_unreadable(self):
+        """How often an unreadable image was replaced so far, in all workers."""
+        return self._unreadable.value
+
+    def __len__(self):
+        return len(self.dataset) if self.indices is None else len(self.indices)
+
+    def _index(self, position):
+        return position if self.indices is None else int(self.indices[position])
+
+    def __getitem__(self, position):
+        for offset in range(_MAX_NEIGHBOURS):
+            index = self._index((position + offset) % len(self))
+            try:
+                return self.dataset[index]
+            except (OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and 'consecutive samples' not in str(error):
+                    raise
+                with self._unreadable.get_lock():
+                    self._unreadable.value += 1
+                _logger.warning(f'Unreadable image replaced by the next one: {self.filename(index)} ({error})')
+        raise RuntimeError(f'{_MAX_NEIGHBOURS} unreadable images in a row, the last is {self.filename(index)}.')
+
+    def filename(self, index, basename=False, absolute=False):
+        if hasattr(self.dataset, 'filename'):
+            return self.dataset.filename(index, basename=basename, absolute=absolute)
+        return f'sample {index}'
+
+
+def sample_labels(dataset):
+    """Class index of every sample of a map-style data set, int64 array [N]; from its index where it keeps one."""
+    reader = getattr(dataset, 'reader', None)
+    if hasattr(reader, 'samples'):
+        return np.array([sample[1] for sample in reader.samples])
+    if hasattr(dataset, 'targets'):
+        return np.array(dataset.targets)
+    _logger.info(f'{type(dataset).__name__} keeps no list of its labels: reading all {len(dataset)} samples once.')
+    return np.array([dataset[index][1] for index in range(len(dataset))])
+
+
+def stratified_subset(labels, per_class, split):
+    """Indices of a fixed subset with the same number of samples of every class.
+
+    The same labels, number and split give the same subset on every machine and with every version of the libraries
+    (NumPy guarantees the stream of `RandomState`). With the same split, a smaller subset is part of a larger one.
+
+    Args:
+        labels: class indices [N].
+        per_class: samples of each class.
+        split: which of the many possible subsets; any integer from 0.
+
+    Returns:
+        Sorted sample indices, int64 array [per_class * classes].
+
+    Raises:
+        OptionError: when a class has fewer samples.
+    """
+    random_state = np.random.RandomState(split)
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < per_class:
+            raise OptionError(f'--labels-per-class {per_class}: class {label} has only {len(members)} samples.')
+        chosen.append(random_state.permutation(members)[:per_class])
+    return np.sort(np.concatenate(chosen))
+
+
+def training_samples(dataset, *, labels_per_class=None, label_split=0):
+    """Wrap a training set: all of it, or the subset of `--labels-per-class`; iterable data sets stay as they are."""
+    if isinstance(dataset, IterableDataset):
+        if labels_per_class:
+            raise OptionError(f'--labels-per-class {labels_per_class}: {type(dataset).__name__} has no sample index.')
+        return dataset
+    indices = None
+    if labels_per_class:
+        indices = stratified_subset(sample_labels(dataset), labels_per_class, label_split)
+    return Samples(dataset, indices)

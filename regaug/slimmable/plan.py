@@ -1,0 +1,150 @@
+"""Plan which channels of a network a sub-network keeps.
+
+The network is traced once on meta tensors (`trace`), every axis of every tensor is labelled with the channels it holds
+(`labels`, `rules`), and the labels are checked by running the narrowed network (`verify`). Anything that is not understood
+stays at full width. The channels that a sub-network keeps are the first ones of every class, as in slimmable networks
+(Yu et al., arXiv 1812.08928) and GradAug (Yang et al., arXiv 2006.07989).
+"""
+
+import collections
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from regaug.slimmable.labels import Channels, Counts, kept_units, resolve
+from regaug.slimmable.layout import Layout
+from regaug.slimmable.structure import structure_copy, to_meta, untrack_batch_statistics
+from regaug.slimmable.trace import run_trace, untouched_generators
+from regaug.slimmable.verify import verify
+
+TRACE_BATCH = 2  # batch-norm in train mode needs more than one value per channel
+NAMES_IN_REPORT = 3
+
+
+class SlimmablePlan:
+    """Which parameters of a model get narrower with the width, and by which indices.
+
+    The model is not touched, needs no weights (it may be on the meta device), and is not kept. No random generator
+    moves. Plan before a conversion to synchronised batch-norm; a converted model has the same names and fits the plan.
+
+    Args:
+        model: any network that maps [B, C, H, W] to one or several tensors.
+        example_size: (C, H, W) of an input. Models with global pooling also run at other sizes afterwards.
+
+    Attributes:
+        layers: names of the modules that hold slimmed weights.
+        full: name of every other module with weights -> why it stays at full width.
+        layout: the labels, for `Twin`.
+        log: what verification mended, one line each.
+
+    Raises:
+        ValueError: the model cannot be traced, or no layer can be slimmed.
+    """
+
+    def __init__(self, model: nn.Module, example_size: Sequence[int]):
+        self._model_name = type(model).__name__
+        pristine = _meta_copy(model)
+        dtype = next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
+        x = torch.empty((TRACE_BATCH, *example_size), dtype=dtype, device='meta')
+        with untouched_generators():
+            try:
+                trace = run_trace(structure_copy(pristine, to_meta), x)
+                self.log = verify(trace, pristine, x)
+            except Exception as error:
+                raise ValueError(
+                    f'{self._model_name} cannot be slimmed: tracing it on an input of size {tuple(example_size)} fails '
+                    f'({type(error).__name__}: {error})'
+                ) from error
+        self.layout: Layout = trace.layout
+        self._costs = trace.costs
+        _set_unit_sizes(self.layout)
+        self.layers, self.full = _classify(pristine, self.layout)
+        if not self.layers:
+            raise ValueError(f'{self._model_name} has no layer that can be slimmed: {self._reasons()}')
+
+    def counts(self, width: float, width_divisor: int = 8) -> Counts:
+        """The units that every class keeps at a width in (0, 1], rounded as `kept_units` says."""
+        if not 0 < width <= 1:
+            raise ValueError(f'width must be in (0, 1], not {width}')
+        if width_divisor < 1:
+            raise ValueError(f'width divisor must be at least 1, not {width_divisor}')
+        return Counts(lambda channels: kept_units(channels, width, width_divisor))
+
+    def kept(self, width: float, width_divisor: int = 8) -> tuple[float, float]:
+        """Shares of the parameters and of the multiply-adds (convolutions and matrix products) that remain."""
+        counts = self.counts(width, width_divisor)
+        parameters = [list(zip(shape, self.layout.axes[name], strict=True))
+                      for name, shape in self.layout.shapes.items() if name in self.layout.parameters]  # fmt: skip
+        return _share(parameters, counts), _share(self._costs, counts)
+
+    def report(self, min_width: float, width_divisor: int) -> str:
+        """A few lines for the log: how much is slimmed, what remains at the smallest width, what stays full and why."""
+        parameters, flops = self.kept(min_width, width_divisor)
+        total = len(self.layers) + len(self.full)
+        lines = [
+            f'{self._model_name}: {len(self.layers)} of {total} layers are slimmed; width {min_width:g} (divisor '
+            f'{width_divisor}) keeps {parameters:.1%} of the parameters and {flops:.1%} of the FLOPs'
+        ]
+        if self.full:
+            lines.append(f'at full width: {self._reasons()}')
+        return '\n'.join(lines)
+
+    def _reasons(self) -> str:
+        by_reason = collections.defaultdict(list)
+        for name, reason in self.full.items():
+            by_reason[reason].append(name)
+        parts = []
+        for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+            shown = ', '.join(names[:NAMES_IN_REPORT]) + (', ...' if len(names) > NAMES_IN_REPORT else '')
+            parts.append(f'{len(names)} ({shown}): {reason}')
+        return '; '.join(parts) or 'it has no layer with weights'
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    copied = structure_copy(model, to_meta).train()
+    untrack_batch_statistics(copied)
+    if hasattr(copied, 'set_grad_checkpointing'):
+        copied.set_grad_checkpointing(False)
+    return copied
+
+
+def _set_unit_sizes(layout: Layout):
+    unit_sizes: dict[Channels, int] = {}
+    for name in layout.parameters:
+        for axis in layout.axes[name]:
+            for channels, size in resolve(axis):
+                if channels is not None:
+                    unit = size // channels.units
+                    unit_sizes[channels] = min(unit, unit_sizes.get(channels, unit))
+    for channels, unit in unit_sizes.items():
+        channels.unit_size = unit
+
+
+def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
+    """Modules with a weight of two or more dimensions: the slimmed ones, and the others with the reason."""
+    layers, full = [], {}
+    for name, module in model.named_modules():
+        weights = [f'{name}.{key}'.lstrip('.') for key, parameter in module.named_parameters(recurse=False)
+                   if parameter.dim() > 1]  # fmt: skip
+        axes = [axis for weight in weights for axis in layout.axes.get(weight, ())]
+        if any(channels.slimmable for axis in axes for channels, _ in resolve(axis) if channels is not None):
+            layers.append(name)
+        elif axes:
+            full[name] = _reason(axes)
+    return layers, full
+
+
+def _reason(axes) -> str:
+    for axis in axes:
+        for channels, _ in axis or []:
+            if channels is not None and channels.root.reason:
+                return channels.root.reason
+    return 'it holds no channels of a learnt map'
+
+
+def _share(products: list[list], counts: Counts) -> float:
+    kept = sum(math.prod(counts.size(axis, size) for size, axis in product) for product in products)
+    full = sum(math.prod(size for size, _ in product) for product in products)
+    return kept / full

@@ -1,0 +1,59 @@
+"""summary.csv and other small files of a run, each written whole or not at all."""
+
+import csv
+import os
+from pathlib import Path
+
+from timm.utils.summary import trim_summary
+
+
+def write_whole(path, text):
+    """Write a text file under a temporary name, then rename it."""
+    temporary = Path(f'{path}.tmp')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class Summary:
+    """The table of epochs: timm's columns first, then ours, the same columns in every row.
+
+    Args:
+        path: the CSV file; rows of an earlier run are kept up to `start_epoch`.
+        start_epoch: first epoch that this run writes.
+    """
+
+    def __init__(self, path, start_epoch):
+        self.path = Path(path)
+        self.rows = []
+        trim_summary(str(path), start_epoch)
+        if self.path.exists():
+            with self.path.open(newline='') as file:
+                self.rows = list(csv.DictReader(file))
+
+    def add(self, row):
+        """Append an epoch's row (dict) and rewrite the file."""
+        self.rows.append(row)
+        columns = dict.fromkeys(key for earlier in self.rows for key in earlier)
+        temporary = Path(f'{self.path}.tmp')
+        with temporary.open('w', newline='') as file:
+            writer = csv.DictWriter(file, fieldnames=columns, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+def epoch_row(epoch, train_metrics, eval_metrics, lr, phase):
+    """An epoch's row: timm's columns in timm's order, then the phase and the further terms.
+
+    Args:
+        train_metrics: `loss` and, after it, the averages of further terms.
+        eval_metrics: metrics of the evaluation, or None.
+        lr: learning rate averaged over the parameter groups.
+        phase: name of the phase.
+    """
+    row = {'epoch': epoch, 'train_loss': train_metrics['loss']}
+    row.update((f'eval_{name}', value) for name, value in (eval_metrics or {}).items())
+    row['lr'] = lr
+    row['phase'] = phase
+    row.update((f'train_{name}', value) for name, value in train_metrics.items() if name != 'loss')
+    return row

@@ -1,0 +1,137 @@
+"""What is trained: timm's tasks, seen by the engine as an input selection and a sequence of loss terms.
+
+The engine asks a task for three things (and knows no method by name):
+
+- `begin_update(num_updates)`: which update comes next;
+- `choose_input(input, target)`: the input to train on, chosen without gradient;
+- `loss_terms(input, target)`: named callables, each of which runs one forward pass and returns timm's dict with
+  `loss`, `output` and anything worth logging.
+"""
+
+import logging
+from contextlib import nullcontext
+
+from timm.loss import (
+    BinaryCrossEntropy,
+    JsdCrossEntropy,
+    LabelSmoothingCrossEntropy,
+    SoftTargetCrossEntropy,
+)
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+)
+from torch import nn
+
+from regaug.data import mixing_active
+
+_logger = logging.getLogger('train')
+
+
+class LossTerms:
+    """Makes a task of timm one for the engine: the input as it comes, one loss term.
+
+    Attributes:
+        selector: function (input, target) -> (input, target) that chooses what to train on, or None.
+        autocast: gives the context in which forward passes run.
+    """
+
+    selector = None
+    autocast = staticmethod(nullcontext)
+
+    def begin_update(self, num_updates):
+        """Called before the first micro-batch of each update; `num_updates` counts from 0 over the whole run."""
+
+    def choose_input(self, input, target):
+        return (input, target) if self.selector is None else self.selector(input, target)
+
+    def loss_terms(self, input, target):
+        def full():
+            with self.autocast():
+                return super(LossTerms, self).forward(input, target)
+
+        return [('full', full)]
+
+
+class RegAugTask(LossTerms, ClassificationTask):
+    """Classification with the methods of regaug.
+
+    `forward` returns timm's dict (`loss` is the sum of the terms, `output` the full network's logits, each further
+    term by its name), so that the task also works inside any loop written for `timm.task`.
+    """
+
+    def forward(self, input, target):
+        input, target = self.choose_input(input, target)
+        result = None
+        for name, term in self.loss_terms(input, target):
+            part = term()
+            if result is None:
+                result = dict(part)
+            else:
+                result['loss'] = result['loss'] + part['loss']
+                result[name] = part['loss']
+        return result
+
+
+class LogitDistillation(LossTerms, LogitDistillationTask):
+    """timm's distillation from logits, as one loss term."""
+
+
+class FeatureDistillation(LossTerms, FeatureDistillationTask):
+    """timm's distillation from features, as one loss term."""
+
+
+class TokenDistillation(LossTerms, TokenDistillationTask):
+    """timm's distillation through a token, as one loss term."""
+
+
+def create_criterion(options):
+    """The training loss for the options of a phase, chosen as timm's script chooses it."""
+    binary = dict(
+        target_threshold=options.bce_target_thresh,
+        sum_classes=options.bce_sum,
+        pos_weight=options.bce_pos_weight,
+    )
+    if options.jsd_loss:
+        return JsdCrossEntropy(num_splits=options.aug_splits, smoothing=options.smoothing)
+    if mixing_active(options):
+        return BinaryCrossEntropy(**binary) if options.bce_loss else SoftTargetCrossEntropy()
+    if options.smoothing:
+        if options.bce_loss:
+            return BinaryCrossEntropy(smoothing=options.smoothing, **binary)
+        return LabelSmoothingCrossEntropy(smoothing=options.smoothing)
+    if options.bce_loss:
+        _logger.warning('--bce-loss has no effect with --smoothing 0 and no mixing, as in timm: cross-entropy is used.')
+    return nn.CrossEntropyLoss()
+
+
+def create_task(args, model, criterion, *, device, precision):
+    """The task for these options: classification, or one of timm's distillation tasks under `--kd-model-name`."""
+    common = dict(device=device, dtype=precision.model_dtype, verbose=args.rank == 0)
+    if args.kd_model_name is None:
+        task = RegAugTask(model, criterion, **common)
+    else:
+        distillation = dict(
+            student_model=model,
+            teacher_model=args.kd_model_name,
+            criterion=criterion,
+            distill_loss_weight=args.distill_loss_weight,
+            task_loss_weight=args.task_loss_weight,
+            **common,
+        )
+        if args.kd_distill_type == 'logit':
+            task = LogitDistillation(loss_type=args.kd_loss_type, temperature=args.kd_temperature, **distillation)
+        elif args.kd_distill_type == 'feature':
+            task = FeatureDistillation(
+                student_feature_dim=args.kd_student_feature_dim,
+                teacher_feature_dim=args.kd_teacher_feature_dim,
+                **distillation,
+            )
+        else:
+            task = TokenDistillation(
+                distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **distillation
+            )
+    task.autocast = precision.autocast
+    return task

@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Train an image classifier with timm, and with regaug's regularisation by augmentation.
+
+timm's options, files and numbers; `--help` lists what is added.
+"""
+
+import json
+import logging
+import shlex
+import sys
+
+from timm.utils import distribute_bn
+
+from regaug import cli, options
+from regaug.dry_run import dry_run
+from regaug.engine import mean_lr
+from regaug.errors import OptionError
+from regaug.interrupt import Diverged, Interrupted
+from regaug.phases import phase_at
+from regaug.run import Run
+from regaug.runtime import reseed_epoch
+from regaug.summary import epoch_row
+
+_logger = logging.getLogger('train')
+
+
+def main(argv=None):
+    args = options.parse_train(argv)
+    run = Run(args)
+    run.prepare()
+    run.build_model()
+    run.build_data()
+    run.build_task()
+    run.resume()
+    run.wrap_model()
+    run.build_loaders()
+    run.build_schedule()
+    if args.dry_run:
+        run.build_engine()
+        return dry_run(run)
+    run.open_outputs()
+    run.build_engine()
+    run.stop.install()
+    return train(run)
+
+
+def train(run):
+    """Run the epochs that remain; on SIGTERM or SIGINT stop after the running update with a recovery checkpoint.
+
+    Returns:
+        Exit status: 0, or 128 and the signal's number.
+    """
+    results = []
+    epoch = run.start_epoch
+    try:
+        for epoch in range(run.start_epoch, run.num_epochs):
+            result = run_epoch(run, epoch)
+            if result is not None:
+                results.append(result)
+            if run.stop.agree()[0]:
+                raise Interrupted(0)
+    except Interrupted as interrupted:
+        return save_interrupted(run, epoch, interrupted)
+    except Diverged as diverged:
+        raise OptionError(f'Epoch {epoch}: {diverged} The last good checkpoint is in {run.folder}.') from diverged
+    finally:
+        if run.wandb_log is not None:
+            run.wandb_log.finish()
+    report_results(run, results)
+    return 0
+
+
+def run_epoch(run, epoch):
+    """Train, evaluate, note, save and schedule one epoch.
+
+    Returns:
+        The epoch's metrics, or None when evaluation and saving are skipped.
+    """
+    args, task = run.args, run.task
+    phase = phase_at(epoch, args)
+    run.start_phase(phase)
+    if args.exact_resume:
+        reseed_epoch(args.seed, epoch, args.rank)
+    run.train_data.set_epoch(epoch)
+    train_metrics = run.engine.train_one_epoch(epoch, run.train_data.loader, run.train_data.mixup_fn)
+    share_batch_norm(run, task.get_trainable_module())
+
+    if (epoch + 1) % args.val_interval != 0 and epoch + 1 != run.num_epochs:
+        if run.scheduler is not None:
+            run.scheduler.step(epoch + 1, metric=None)
+        return None
+
+    eval_metrics = None
+    if run.eval_loader is not None:
+        eval_metrics = run.engine.evaluate(run.eval_loader)
+        if task.has_ema() and not args.model_ema_force_cpu:
+            share_batch_norm(run, task.get_trainable_module(ema=True))
+            eval_metrics = run.engine.evaluate(run.eval_loader, ema=True)
+    metric = (eval_metrics or train_metrics)[args.eval_metric]
+    if run.primary:
+        row = epoch_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), phase.name)
+        run.summary.add(row)
+        run.report.on_epoch(row)
+        if run.engine.bad_updates:
+            _logger.warning(f'Epoch {epoch} ended with a loss that is not finite: no checkpoint is written.')
+        else:
+            run.saver.save_checkpoint(epoch, metric=metric)
+    if run.scheduler is not None:
+        run.scheduler.step(epoch + 1, metric)
+    return {'epoch': epoch, 'train': train_metrics, **({'validation': eval_metrics} if eval_metrics else {})}
+
+
+def share_batch_norm(run, model):
+    """Give every rank the same batch-norm statistics (`--dist-bn`)."""
+    if run.args.distributed and run.args.dist_bn in ('broadcast', 'reduce'):
+        distribute_bn(model, run.args.world_size, run.args.dist_bn == 'reduce')
+
+
+def save_interrupted(run, epoch, interrupted):
+    """Write a recovery checkpoint and say how to go on."""
+    if run.primary:
+        path = run.saver.save_recovery(epoch, interrupted.update_idx)
+        command = shlex.join([sys.executable, *sys.argv, '--experiment', run.experiment, '--resume', path])
+        _logger.warning(f'Stopped in epoch {epoch}, which will be repeated from its start. Go on with:\n{command}')
+    return 128 + (run.stop.signum or 0)
+
+
+def report_results(run, results):
+    """Print the best epoch, and the ten best as JSON for other programs to read."""
+    if not run.primary:
+        return
+    if run.saver.best_metric is not None:
+        _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')
+    name = run.args.eval_metric
+    ranked = sorted(
+        results, key=lambda result: result.get('validation', result['train']).get(name, 0), reverse=run.decreasing
+    )
+    print(f'--result\n{json.dumps(ranked[-10:], indent=4)}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
