@@ -9,6 +9,7 @@ import logging
 import shlex
 import sys
 
+import torch.distributed as dist
 from timm.utils import distribute_bn
 
 from regaug import cli, options
@@ -30,10 +31,11 @@ def main(argv=None):
     run.prepare()
     run.build_model()
     run.build_data()
+    run.find_start()
+    run.build_loaders()
     run.build_task()
     run.resume()
     run.wrap_model()
-    run.build_loaders()
     run.build_schedule()
     if args.dry_run:
         run.build_engine()
@@ -66,6 +68,8 @@ def train(run):
     finally:
         if run.wandb_log is not None:
             run.wandb_log.finish()
+    if run.args.distributed:
+        dist.destroy_process_group()
     report_results(run, results)
     return 0
 
@@ -92,10 +96,11 @@ def run_epoch(run, epoch):
 
     eval_metrics = None
     if run.eval_loader is not None:
-        eval_metrics = run.engine.evaluate(run.eval_loader)
+        eval_metrics = run.engine.evaluate(run.eval_loader, run.eval_model)
         if task.has_ema() and not args.model_ema_force_cpu:
-            share_batch_norm(run, task.get_trainable_module(ema=True))
-            eval_metrics = run.engine.evaluate(run.eval_loader, ema=True)
+            ema_model = task.get_eval_model(ema=True)
+            share_batch_norm(run, ema_model)
+            eval_metrics = run.engine.evaluate(run.eval_loader, ema_model, ema=True)
     metric = (eval_metrics or train_metrics)[args.eval_metric]
     if run.primary:
         row = epoch_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), phase.name)

@@ -38,8 +38,9 @@ def find_jobs(args):
         return [(args.model, path) for path in sorted(paths, key=natural_key)]
     names = _model_names(args.model)
     if names and args.checkpoint:
-        raise OptionError(f'--checkpoint {args.checkpoint}: one checkpoint for the {len(names)} models of '
-                          f'--model {args.model}.')
+        raise OptionError(
+            f'--checkpoint {args.checkpoint}: one checkpoint for the {len(names)} models of --model {args.model}.'
+        )
     return [(name, '') for name in names]
 
 

@@ -161,9 +161,6 @@ def resume(task, path, *, optimizer=None, loss_scaler=None, log_info=True):
         optimizer: loaded too, unless None.
         loss_scaler: loaded too, unless None.
 
-    Returns:
-        `Resumed`.
-
     Raises:
         OptionError: when the file is missing, truncated, foreign or does not fit.
     """
@@ -175,7 +172,6 @@ def resume(task, path, *, optimizer=None, loss_scaler=None, log_info=True):
         resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=log_info)
     except (ValueError, KeyError) as error:
         raise OptionError(f'--resume {path}: {error}; --no-resume-opt starts a new optimiser.') from error
-    return next_epoch(checkpoint)
 
 
 def resume_ema(task, path):

@@ -167,6 +167,7 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         (loader, mixup_fn): timm's loader, and timm's mixing to be applied to each batch in the loop, or None.
     """
     collate_fn, mixup_fn = create_mixup(options, num_classes)
+    train_interpolation = options.train_interpolation or data_config['interpolation']
     common = dict(
         batch_size=options.batch_size,
         is_training=True,
@@ -187,7 +188,7 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         auto_augment=options.aa,
         num_aug_repeats=options.aug_repeats,
         num_aug_splits=options.aug_splits,
-        interpolation=data_config['interpolation'] if options.no_aug else options.train_interpolation,
+        interpolation=data_config['interpolation'] if options.no_aug else train_interpolation,
         mean=data_config['mean'],
         std=data_config['std'],
         num_workers=options.workers,
@@ -200,10 +201,9 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         persistent_workers=not options.exact_resume,
     )
     if options.naflex_loader:
-        patch_size = (options.model_kwargs or {}).get('patch_size', 16)
         loader = create_naflex_loader(
             dataset,
-            patch_size=patch_size,
+            patch_size=None if options.naflex_patch_sizes else data_config['patch_size'],
             patch_size_choices=options.naflex_patch_sizes,
             patch_size_choice_probs=options.naflex_patch_size_probs,
             train_seq_lens=options.naflex_train_seq_lens,
@@ -228,7 +228,7 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         batch_choice_weights=options.train_size_probs,
         batch_choice_seed=options.seed,
         batch_choice_schedule=options.train_size_schedule,
-        batch_schedule_epochs=options.epochs,
+        batch_schedule_epochs=options.epochs if options.train_size_schedule == 'progressive' else None,
         batch_schedule_spread=options.train_size_schedule_spread,
         batch_schedule_random_mix=options.train_size_random_mix,
         num_batches=options.train_batches_per_epoch,
@@ -262,7 +262,7 @@ def create_eval_loader(args, dataset, data_config, *, device, img_dtype):
     if args.naflex_loader:
         return create_naflex_loader(
             dataset,
-            patch_size=(args.model_kwargs or {}).get('patch_size', 16),
+            patch_size=data_config['patch_size'],
             max_seq_len=args.naflex_max_seq_len,
             channels=data_config['input_size'][0],
             patchify_channels_last=not args.naflex_patchify_channels_first,
@@ -337,7 +337,9 @@ class TrainLoader:
 
     def set_epoch(self, epoch):
         """Tell data set and samplers which epoch starts, for their shuffling."""
-        for part in (self.loader.dataset, self.loader.batch_sampler, self.loader.sampler):
+        loader = self.loader
+        sampler = loader.batch_sampler if hasattr(loader.batch_sampler, 'set_epoch') else loader.sampler
+        for part in (loader.dataset, sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
 

@@ -4,8 +4,6 @@ import logging
 from datetime import timedelta
 from itertools import islice
 
-import torch
-
 from regaug.phases import phase_at
 from regaug.report import peak_memory
 
@@ -44,7 +42,7 @@ def dry_run(run):
     lines = [f'loss after {_UPDATES} updates {metrics["loss"]:.4g}']
     eval_seconds = 0.0
     if run.eval_loader is not None:
-        run.engine.evaluate(FirstBatches(run.eval_loader, 1))
+        run.engine.evaluate(FirstBatches(run.eval_loader, 1), run.eval_model)
         eval_seconds = run.report.eval_seconds.val * len(run.eval_loader)
     updates = -(-len(loader) // args.grad_accum_steps)
     epochs = run.num_epochs - run.start_epoch
@@ -61,8 +59,6 @@ def dry_run(run):
     if run.primary:
         for line in lines:
             _logger.info(f'Dry run: {line}')
-    if args.distributed:
-        torch.distributed.barrier()
     return 0
 
 

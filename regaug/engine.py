@@ -1,19 +1,17 @@
 """The training and evaluation loops: the only place that knows backward, accumulation and DDP synchronisation."""
 
-import logging
 import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from timm.task import evaluation_sample_limit
 from timm.utils import AverageMeter, reduce_tensor
 
 from regaug.interrupt import Diverged, Interrupted
-
-_logger = logging.getLogger('train')
+from regaug.terms import TermAverages, TermClock
 
 
 def accumulation(batch_idx, num_batches, grad_accum_steps):
@@ -39,47 +37,29 @@ def updates_per_epoch(loader, grad_accum_steps):
 
 @dataclass
 class UpdateRecord:
-    """What there is to tell about an update at a log interval; averages are over the epoch so far and all ranks."""
+    """What there is to tell about an update at a log interval.
+
+    Attributes:
+        loss: the first term's loss, averaged over the ranks.
+        terms: {(term, key): value} of the last micro-batch.
+        cost: time of all terms relative to the first one's, in the last micro-batch.
+        samples: images of the update, over all ranks.
+        update_time, data_time: seconds per update, and of these waiting for data.
+        grad_norm: L2 norm of the gradients before clipping, or None.
+    """
 
     epoch: int
     update_idx: int
     updates_per_epoch: int
     num_updates: int
     loss: AverageMeter
-    terms: dict = field(default_factory=dict)
-    lr: float = 0.0
-    samples: int = 0
-    update_time: AverageMeter = None
-    data_time: AverageMeter = None
-    grad_norm: float = None
-
-
-class TermAverages:
-    """Sample-weighted epoch averages of everything a term returns besides its output, kept on the device."""
-
-    def __init__(self):
-        self.sums = OrderedDict()
-        self.counts = {}
-
-    def update(self, name, result, batch_size):
-        """Add a term's result; the first term's names stand alone, those of the others follow the term's name."""
-        for key, value in result.items():
-            if key == 'output' or (name == 'full' and key == 'loss'):
-                continue
-            key = key if name == 'full' else f'{name}_{key}'
-            value = value.detach().float() if torch.is_tensor(value) else float(value)
-            self.sums[key] = self.sums.get(key, 0.0) + value * batch_size
-            self.counts[key] = self.counts.get(key, 0) + batch_size
-
-    def compute(self, world_size=1):
-        """Averages over all ranks as floats; every rank must have seen the same names."""
-        averages = OrderedDict((key, value / self.counts[key]) for key, value in self.sums.items())
-        if world_size > 1 and averages:
-            values = [torch.as_tensor(value, dtype=torch.float32) for value in averages.values()]
-            device = next((value.device for value in averages.values() if torch.is_tensor(value)), values[0].device)
-            stacked = reduce_tensor(torch.stack([value.to(device) for value in values]), world_size)
-            return OrderedDict(zip(averages, stacked.tolist(), strict=True))
-        return OrderedDict((key, float(value)) for key, value in averages.items())
+    terms: dict
+    cost: float
+    lr: float
+    samples: int
+    update_time: AverageMeter
+    data_time: AverageMeter
+    grad_norm: float | None
 
 
 class Engine:
@@ -144,7 +124,9 @@ class Engine:
                 task.begin_update(num_updates)
             input, target = task.choose_input(input, target)
             batch_size = len(target)
-            loss = self._backward(input, target, loader, group_size, completes, terms, batch_size)
+            clock = TermClock(self.device)
+            scale = self._gradient_scale(loader, batch_size)
+            loss = self._backward(input, target, terms, clock, group_size=group_size, completes=completes, scale=scale)
             losses.update(loss, batch_size)
             finite = finite and math.isfinite(loss)
             samples += batch_size
@@ -169,7 +151,8 @@ class Engine:
                         updates_per_epoch=total_updates,
                         num_updates=num_updates,
                         loss=self._average_over_ranks(losses),
-                        terms=terms.compute(args.world_size),
+                        terms=terms.last_values(),
+                        cost=clock.cost(),
                         lr=mean_lr(self.updater.optimizer),
                         samples=samples * args.world_size,
                         update_time=update_time,
@@ -205,13 +188,12 @@ class Engine:
             input = input.contiguous(memory_format=torch.channels_last)
         return input, target
 
-    def _backward(self, input, target, loader, group_size, completes, terms, batch_size):
+    def _backward(self, input, target, terms, clock, *, group_size, completes, scale):
         """Run forward and backward of each loss term in turn, so that one graph is alive at a time.
 
         Returns:
             The first term's loss (float): the full network's criterion on this micro-batch.
         """
-        scale = self._gradient_scale(loader, batch_size)
         loss_terms = self.task.loss_terms(input, target)
         main_loss = None
         for index, (name, term) in enumerate(loss_terms):
@@ -222,7 +204,8 @@ class Engine:
                 if group_size > 1:
                     loss = loss / group_size
                 self.updater.backward(loss if scale is None else loss * scale)
-            terms.update(name, result, batch_size)
+            clock.mark()
+            terms.update(name, result, len(target))
             if main_loss is None:
                 main_loss = loss.detach()
         return main_loss.item() * group_size
@@ -258,8 +241,13 @@ class Engine:
             )
 
     @torch.inference_mode()
-    def evaluate(self, loader, *, ema=False):
-        """Evaluate the model, or its moving average.
+    def evaluate(self, loader, model, *, ema=False):
+        """Evaluate a model.
+
+        Args:
+            loader: timm's evaluation loader.
+            model: the model, outside of DDP.
+            ema: it is the moving average (for the log).
 
         Returns:
             timm's metrics over all ranks: `loss` and, in per cent, `top1` and `top5`.
@@ -268,7 +256,6 @@ class Engine:
             Interrupted: a signal asked for a stop.
         """
         args = self.args
-        model = self.task.get_eval_model(ema=ema)
         evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
         iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
         batch_time = AverageMeter()

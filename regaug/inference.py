@@ -1,4 +1,4 @@
-"""The model that validate.py evaluates: built by timm, given its weights, fitted to the input, brought to the device."""
+"""The model that validate.py evaluates: built by timm, given its weights, fitted to the input, put on the device."""
 
 import logging
 
@@ -22,8 +22,7 @@ def set_backends(args):
         torch.backends.cudnn.benchmark = True
     if args.fuser:
         set_jit_fuser(args.fuser)
-    if args.fast_norm:
-        set_fast_norm()
+    set_fast_norm(args.fast_norm)
 
 
 def build_model(args):
@@ -75,8 +74,10 @@ def fit_to_input(args, model):
     try:
         data_config = resolve_input_data_config(model, vars(args), use_test_size=not args.use_train_size, verbose=True)
     except (AssertionError, ValueError) as error:
-        raise OptionError(f'--model {args.model} with the given --input-size, --img-size, --in-chans, --mean or --std: '
-                          f'{_one_line(error)}') from error
+        raise OptionError(
+            f'--model {args.model} with the given --input-size, --img-size, --in-chans, --mean or --std: '
+            f'{_one_line(error)}'
+        ) from error
     if args.naflex_loader:
         data_config['patch_size'] = getattr(getattr(model, 'embeds', None), 'patch_size', None) or (16, 16)
     if args.test_pool:

@@ -40,6 +40,8 @@ def build_model(args):
     )
     if args.drop_connect is not None and args.drop_path is None:
         factory_kwargs['drop_path_rate'] = args.drop_connect
+    if args.gradaug and args.gradaug_subnet == 'depth':
+        factory_kwargs['drop_path_rate'] = args.gradaug_depth_rate
     weights = dict(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint)
     if args.pretrained_path:
         weights['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
@@ -51,6 +53,8 @@ def build_model(args):
     except RuntimeError as error:
         explain_weights(args, factory_kwargs, error)
         raise
+    except TypeError as error:
+        raise OptionError(f'--model {args.model}: {error} (--drop-path, --model-kwargs, ...)') from error
     if args.head_init_scale is not None:
         with torch.no_grad():
             model.get_classifier().weight.mul_(args.head_init_scale)
@@ -94,16 +98,22 @@ def place_model(model, args, *, device, model_dtype):
     return model
 
 
-def resolve_learning_rate(args):
-    """Set `args.lr` from `--lr-base` and the global batch size, unless the user gave `--lr` (timm's rule)."""
-    if args.lr is not None:
+def resolve_learning_rate(args, loader):
+    """Set `args.lr` from `--lr-base` and the global batch size, unless the user gave `--lr` (timm's rule).
+
+    Args:
+        loader: the training loader; with scheduled sizes its average batch size counts.
+    """
+    if args.lr:
         return
-    batch_size = args.batch_size * args.world_size * args.grad_accum_steps
+    batch_size = loader.batch_sampler.average_batch_size if args.train_img_sizes else args.batch_size
+    batch_size *= args.world_size * args.grad_accum_steps
     ratio = batch_size / args.lr_base_size
-    adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))
-    scale = args.lr_base_scale or ('sqrt' if adaptive else 'linear')
-    args.lr = args.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
+    if not args.lr_base_scale:
+        adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))
+        args.lr_base_scale = 'sqrt' if adaptive else 'linear'
+    args.lr = args.lr_base * (ratio**0.5 if args.lr_base_scale == 'sqrt' else ratio)
     _logger.info(
         f'Learning rate {args.lr:.6g}: base {args.lr_base:g} at batch size {args.lr_base_size}, '
-        f'global batch size {batch_size}, {scale} scaling.'
+        f'global batch size {batch_size:g}, {args.lr_base_scale} scaling.'
     )

@@ -56,10 +56,9 @@ class Report:
         percent = 100.0 * (record.update_idx + 1) / record.updates_per_epoch
         seconds, waiting = record.update_time, record.data_time
         average_rate = record.samples / max(seconds.avg, 1e-9)
-        terms = ''.join(f'  {name}: {value:.3g}' for name, value in record.terms.items())
         _logger.info(
             f'Train: {record.epoch} [{record.update_idx:>4d}/{record.updates_per_epoch} ({percent:>3.0f}%)]  '
-            f'Loss: {record.loss.val:#.3g} ({record.loss.avg:#.3g}){terms}  '
+            f'Loss: {record.loss.val:#.3g} ({record.loss.avg:#.3g}){term_figures(record)}  '
             f'Time: {seconds.val:.3f}s, {record.samples / max(seconds.val, 1e-9):>7.2f}/s  '
             f'({seconds.avg:.3f}s, {average_rate:>7.2f}/s)  '
             f'LR: {record.lr:.3e}  Data: {waiting.val:.3f} ({waiting.avg:.3f})  '
@@ -110,6 +109,15 @@ class Report:
     def on_epoch(self, row):
         if self.wandb_log is not None:
             self.wandb_log.on_epoch(row)
+
+
+def term_figures(record):
+    """Figures of the further loss terms as part of a console line, one group for each kind of figure."""
+    groups = {}
+    for (_, key), value in record.terms.items():
+        groups.setdefault(key, []).append(f'{value:.3g}')
+    figures = ''.join(f'  {key}: {" ".join(values)}' for key, values in groups.items())
+    return f'{figures}  Cost: {record.cost:.2f}' if record.cost != 1.0 else figures
 
 
 def peak_memory():

@@ -10,10 +10,11 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
-from regaug.checkpoints import Saver, find_newest, resume, resume_ema
+from regaug.checkpoints import Resumed, Saver, find_newest, next_epoch, read_checkpoint, resume, resume_ema
 from regaug.data import TrainLoader, check_classes, create_datasets, create_eval_loader
 from regaug.engine import Engine, updates_per_epoch
 from regaug.interrupt import StopRequest
+from regaug.methods import attach_subnetworks, create_gradaug
 from regaug.model import build_model, place_model, resolve_learning_rate
 from regaug.options import args_as_yaml
 from regaug.phases import phase_at
@@ -53,6 +54,9 @@ class Run:
         args = self.args
         model = build_model(args)
         self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        self.gradaug = create_gradaug(args, model, self.data_config['input_size'])
+        if args.naflex_loader:
+            self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
         self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
         if self.primary:
             count = sum(parameter.numel() for parameter in model.parameters())
@@ -66,11 +70,39 @@ class Run:
             args.eval_metric = 'loss'
         self.decreasing = args.eval_metric == 'loss'
 
+    def find_start(self):
+        """Name the experiment, find what to resume and the epoch to start with."""
+        args = self.args
+        size = str(self.data_config['input_size'][-1])
+        stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+        self.experiment = args.experiment or '-'.join([stamp, safe_model_name(args.model), size])
+        self.folder = os.path.join(args.output or './output/train', self.experiment)
+        if args.resume == 'auto':
+            args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
+            _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
+        resumed = Resumed(None, False)
+        if args.resume:
+            resumed = next_epoch(read_checkpoint(args.resume, '--resume', mmap=True))
+        if resumed.interrupted:
+            _logger.info(f'Epoch {resumed.epoch} was interrupted; it is repeated from its start.')
+        self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed.epoch or 0
+
+    def build_loaders(self):
+        args = self.args
+        delivery = dict(device=self.device, img_dtype=self.precision.input_dtype)
+        self.train_data = TrainLoader(self.train_set, self.data_config, num_classes=args.num_classes, **delivery)
+        self.train_data.use(phase_at(self.start_epoch, args))
+        self.eval_loader = None
+        if self.eval_set is not None:
+            self.eval_loader = create_eval_loader(args, self.eval_set, self.data_config, **delivery)
+
     def build_task(self):
         args = self.args
-        resolve_learning_rate(args)
+        resolve_learning_rate(args, self.train_data.loader)
         criterion = create_criterion(phase_at(0, args).options)
-        self.task = create_task(args, self.model, criterion, device=self.device, precision=self.precision)
+        self.task = create_task(
+            args, self.model, criterion, device=self.device, precision=self.precision, gradaug=self.gradaug
+        )
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
         )
@@ -83,52 +115,38 @@ class Run:
         )
 
     def resume(self):
-        """Name the experiment, and go on from a checkpoint if asked to."""
+        """Go on from a checkpoint, if there is one."""
         args = self.args
-        size = str(self.data_config['input_size'][-1])
-        stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-        self.experiment = args.experiment or '-'.join([stamp, safe_model_name(args.model), size])
-        self.folder = os.path.join(args.output or './output/train', self.experiment)
-        if args.resume == 'auto':
-            args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
-            _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
-        resumed_epoch = None
         if args.resume:
             keep = not args.no_resume_opt
-            resumed_epoch, interrupted = resume(
+            resume(
                 self.task,
                 args.resume,
                 optimizer=self.optimizer if keep else None,
                 loss_scaler=self.precision.loss_scaler if keep else None,
                 log_info=self.primary,
             )
-            if interrupted:
-                _logger.info(f'Epoch {resumed_epoch} was interrupted; it is repeated from its start.')
-        self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed_epoch or 0
 
     def wrap_model(self):
-        """Moving average, compilation and DDP, in this order."""
+        """Moving average, sub-networks, compilation and DDP, in this order."""
         args = self.args
         if args.model_ema:
             ema_device = 'cpu' if args.model_ema_force_cpu else None
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
             if args.resume:
                 resume_ema(self.task, args.resume)
+        if self.gradaug is not None:
+            backend = (args.torchcompile or 'inductor') if args.gradaug_compile else None
+            attach_subnetworks(
+                self.gradaug, self.task, compile_backend=backend, compile_mode=args.torchcompile_mode
+            )
         if args.torchcompile:
             self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+        self.eval_model = self.task.get_eval_model()
         if args.distributed:
             device_ids = [self.device] if self.device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
-
-    def build_loaders(self):
-        args = self.args
-        delivery = dict(device=self.device, img_dtype=self.precision.input_dtype)
-        self.train_data = TrainLoader(self.train_set, self.data_config, num_classes=args.num_classes, **delivery)
-        self.train_data.use(phase_at(self.start_epoch, args))
-        self.eval_loader = None
-        if self.eval_set is not None:
-            self.eval_loader = create_eval_loader(args, self.eval_set, self.data_config, **delivery)
 
     def build_schedule(self):
         args = self.args
@@ -192,5 +210,5 @@ class Run:
     def start_phase(self, phase):
         """Switch loader and criterion to what holds in a phase."""
         self.train_data.use(phase)
-        self.task.criterion = create_criterion(phase.options).to(self.device)
+        self.task.start_phase(phase, create_criterion(phase.options).to(self.device))
         self.report.start_phase(phase)

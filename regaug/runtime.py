@@ -16,7 +16,8 @@ _logger = logging.getLogger('train')
 def prepare_device(args):
     """Join the process group if torchrun started this process, choose the device, set what timm sets for CUDA.
 
-    Adds `distributed`, `world_size`, `rank`, `local_rank` and the resolved `device` to `args`, as timm does.
+    Adds `distributed`, `world_size`, `rank`, `local_rank`, `prefetcher` and the resolved `device` to `args`, as timm
+    does.
     """
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -24,6 +25,7 @@ def prepare_device(args):
     for module in args.device_modules or ():
         __import__(module)
     device = init_distributed_device(args)
+    args.prefetcher = not args.no_prefetcher
     if args.distributed:
         _logger.info(f'Process {args.rank} of {args.world_size} on {args.device}.')
     else:

@@ -24,8 +24,11 @@ from timm.task import (
     TokenDistillationTask,
 )
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from regaug.data import mixing_active
+from regaug.gradaug import SubnetSwitch
+from regaug.terms import FULL
 
 _logger = logging.getLogger('train')
 
@@ -44,6 +47,10 @@ class LossTerms:
     def begin_update(self, num_updates):
         """Called before the first micro-batch of each update; `num_updates` counts from 0 over the whole run."""
 
+    def start_phase(self, phase, criterion):
+        """Called when a `phases.Phase` begins, with the criterion that holds in it."""
+        self.criterion = criterion
+
     def choose_input(self, input, target):
         return (input, target) if self.selector is None else self.selector(input, target)
 
@@ -52,7 +59,7 @@ class LossTerms:
             with self.autocast():
                 return super(LossTerms, self).forward(input, target)
 
-        return [('full', full)]
+        return [(FULL, full)]
 
 
 class RegAugTask(LossTerms, ClassificationTask):
@@ -60,7 +67,60 @@ class RegAugTask(LossTerms, ClassificationTask):
 
     `forward` returns timm's dict (`loss` is the sum of the terms, `output` the full network's logits, each further
     term by its name), so that the task also works inside any loop written for `timm.task`.
+
+    Args:
+        gradaug: `GradAug`, or None.
+        rank: this process among those that train together.
     """
+
+    def __init__(self, model, criterion, *, gradaug=None, rank=0, **kwargs):
+        super().__init__(model, criterion, **kwargs)
+        self.gradaug = gradaug
+        self.gradaug_on = gradaug is not None
+        self.rank = rank
+        self.num_updates = 0
+        self.micro_batch = 0
+
+    def start_phase(self, phase, criterion):
+        super().start_phase(phase, criterion)
+        self.gradaug_on = self.gradaug is not None and phase.gradaug
+
+    def begin_update(self, num_updates):
+        self.num_updates = num_updates
+        self.micro_batch = 0
+
+    def loss_terms(self, input, target):
+        terms = super().loss_terms(input, target)
+        if self.gradaug_on and self.gradaug.runs_in(self.num_updates):
+            [(_, full)] = terms
+            terms = self.gradaug.loss_terms(
+                full,
+                self._forward_subnet,
+                input,
+                target,
+                criterion=self.criterion,
+                num_updates=self.num_updates,
+                noise=(self.rank, self.micro_batch),
+                autocast=self.autocast,
+            )
+        self.micro_batch += 1
+        return terms
+
+    def _forward_subnet(self, input):
+        if isinstance(self.trainable_module, DistributedDataParallel):
+            return self.trainable_module(input, use_subnet=True)
+        return self.gradaug.subnet(input)
+
+    def prepare_distributed(self, device_ids=None, **ddp_kwargs):
+        if self.gradaug is not None:
+            self.trainable_module = SubnetSwitch(self.trainable_module, self.gradaug.subnet)
+        return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.gradaug is not None and self.gradaug.subnet is not None:
+            self.gradaug.subnet.train(mode)
+        return self
 
     def forward(self, input, target):
         input, target = self.choose_input(input, target)
@@ -107,11 +167,11 @@ def create_criterion(options):
     return nn.CrossEntropyLoss()
 
 
-def create_task(args, model, criterion, *, device, precision):
+def create_task(args, model, criterion, *, device, precision, gradaug=None):
     """The task for these options: classification, or one of timm's distillation tasks under `--kd-model-name`."""
     common = dict(device=device, dtype=precision.model_dtype, verbose=args.rank == 0)
     if args.kd_model_name is None:
-        task = RegAugTask(model, criterion, **common)
+        task = RegAugTask(model, criterion, gradaug=gradaug, rank=args.rank, **common)
     else:
         distillation = dict(
             student_model=model,

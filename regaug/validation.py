@@ -1,6 +1,5 @@
 """Evaluation of one model on one split: images, labels, warm-up, metrics."""
 
-import json
 import logging
 import time
 
@@ -136,7 +135,7 @@ class EvaluationData:
         outputs = num_classes if self.valid_labels is None else len(self.valid_labels)
         given = self.args.num_classes is not None
         if found > outputs or (given and found != outputs):
-            option = f'--num-classes {num_classes}' if given else f'--model {self.args.model} with {num_classes} outputs'
+            option = f'--num-classes {num_classes}' if given else f'--model {self.args.model} ({num_classes} outputs)'
             kept = '' if self.valid_labels is None else f', {outputs} of them kept by --valid-labels'
             raise OptionError(f'{option}{kept}: the data has {found} classes.')
         if found < outputs:

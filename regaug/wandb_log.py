@@ -3,6 +3,8 @@
 import torch
 from torchvision.utils import make_grid
 
+from regaug.terms import flat_name
+
 _PICTURES = 16
 
 
@@ -50,7 +52,8 @@ class WandbLog:
             'grad_norm': record.grad_norm,
             'epoch': record.epoch + (record.update_idx + 1) / record.updates_per_epoch,
             'phase': phase,
-            **record.terms,
+            'cost': record.cost,
+            **{flat_name(*name): value for name, value in record.terms.items()},
         }
         self.run.log({'update': record.num_updates, **{f'step/{name}': value for name, value in figures.items()}})
 

@@ -1,10 +1,8 @@
-"""validate.py on a small folder of images: rows, files, bulk validation, labels, and what it says of bad input."""
+"""validate.py: rows, files, bulk validation and labels, against evaluations written without timm's loaders."""
 
 import argparse
 import csv
 import json
-import logging
-import math
 
 import numpy as np
 import pytest
@@ -13,99 +11,13 @@ import torch
 from PIL import Image
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
+from validate_case import COLUMNS, NUM_CLASSES, PER_CLASS, PIXELS, make_model, normalise, top_k
 
-import regaug.cli
 import validate
 from regaug import bulk, inference, validation
 
+pytest_plugins = ['validate_fixtures']
 pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's folder reader closes none
-
-NUM_CLASSES, PER_CLASS, SIDE = 10, 4, 40
-PIXELS = 32  # input size of the model
-COLUMNS = 'model top1 top1_err top5 top5_err param_count img_size crop_pct interpolation'.split()
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """Noise images in `train` and `val`, one sub-folder per class, named as ImageNet's validation images are."""
-    root = tmp_path_factory.mktemp('images')
-    generator = np.random.default_rng(7)
-    for split in ('train', 'val'):
-        for index in range(NUM_CLASSES * PER_CLASS):
-            path = root / split / f'class{index // PER_CLASS}' / f'ILSVRC2012_val_{index + 1:08d}.JPEG'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = generator.normal(generator.uniform(60, 190, 3), 40, (SIDE, SIDE, 3)).clip(0, 255)
-            Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
-    return root
-
-
-@pytest.fixture(scope='module')
-def images(folder):
-    """The validation images as the model gets them [N, 3, 32, 32] and their labels [N], prepared without timm."""
-    paths = sorted(folder.glob('val/*/*.JPEG'))
-    scaled, first = math.floor(PIXELS / 0.95), (math.floor(PIXELS / 0.95) - PIXELS) // 2
-    box = (first, first, first + PIXELS, first + PIXELS)
-    arrays = [np.asarray(Image.open(p).resize((scaled, scaled), Image.BILINEAR).crop(box)) for p in paths]
-    labels = torch.tensor([int(path.parent.name.removeprefix('class')) for path in paths])
-    return (torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5, labels
-
-
-def make_model(images, seed, num_classes=NUM_CLASSES, name='test_resnet', **kwargs):
-    """A model with random weights whose batch-norm fits the images, so that it does not predict one class only."""
-    torch.manual_seed(seed)
-    model = timm.create_model(name, num_classes=num_classes, **kwargs)
-    with torch.no_grad():
-        for _ in range(30):
-            model(images[0])
-    return model.eval()
-
-
-@pytest.fixture(scope='module')
-def model(images):
-    return make_model(images, seed=1)
-
-
-@pytest.fixture(scope='module')
-def checkpoint(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp('weights') / 'model.pth'
-    torch.save(model.state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def run(capsys, folder):
-    """Runs validate.py in this process and returns what stands after `--result` on stdout."""
-
-    def run(*argv, data=('--data-dir', folder)):
-        common = ['--model', 'test_resnet', '--num-classes', NUM_CLASSES, '--img-size', PIXELS, '--device', 'cpu']
-        capsys.readouterr()
-        validate.main([str(item) for item in (*data, *common, '-j', 0, '-b', 16, *argv)])
-        return json.loads(capsys.readouterr().out.partition('--result\n')[2])
-
-    return run
-
-
-@pytest.fixture
-def refusal(capsys, monkeypatch, run):
-    """Runs validate.py as the command line does and returns its one line of complaint."""
-
-    def refusal(*argv, **kwargs):
-        monkeypatch.setattr(regaug.cli, 'setup_default_logging', lambda: None)
-        with pytest.raises(SystemExit) as stop:
-            regaug.cli.run(lambda: run(*argv, **kwargs))
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert (stop.value.code, len(lines)) == (2, 1), lines
-        return lines[0].partition('error: ')[2]
-
-    return refusal
-
-
-@torch.no_grad()
-def top_k(output, labels, k):
-    """Percentage of images whose label is among the k largest outputs, counted one by one."""
-    best = output.argsort(dim=1, descending=True)[:, :k].tolist()
-    hits = [label in row for row, label in zip(best, labels.tolist(), strict=True)]
-    return round(100 * sum(hits) / len(hits), 4)
 
 
 def test_accuracy_equals_a_plain_loop(run, model, images, checkpoint):
@@ -326,9 +238,9 @@ def test_checkpoints_of_timms_saver_with_and_without_ema(run, images, tmp_path):
 def test_test_time_pooling_averages_the_predictions_of_a_larger_input(run, model, folder, checkpoint):
     size, pool = 192, 5
     paths = sorted(folder.glob('val/*/*.JPEG'))
-    pixels = np.stack([np.asarray(Image.open(path).resize((size, size), Image.BILINEAR)) for path in paths])
+    whole = normalise([np.asarray(Image.open(path).resize((size, size), Image.BILINEAR)) for path in paths])
     with torch.no_grad():
-        features = model.forward_features((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+        features = model.forward_features(whole)
         local = nn.functional.avg_pool2d(features, pool, stride=1).permute(0, 2, 3, 1)
         scores = model.fc(local).flatten(1, 2)
         output = 0.5 * (scores.mean(1) + scores.amax(1))
@@ -349,8 +261,8 @@ def test_reparam_merges_branches_and_keeps_the_accuracy(run, images, tmp_path):
 
 @pytest.mark.parametrize('options', [[], ['--no-prefetcher']])
 def test_naflex_loader_feeds_patches(run, folder, tmp_path, options):
-    pixels = [np.asarray(Image.open(p).resize((64, 64), Image.BICUBIC)) for p in sorted(folder.glob('val/*/*.JPEG'))]
-    whole = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    paths = sorted(folder.glob('val/*/*.JPEG'))
+    whole = normalise([np.asarray(Image.open(path).resize((64, 64), Image.BICUBIC)) for path in paths])
     labels = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
     naflex = make_model((whole,), seed=6, name='test_vit', use_naflex=True)
     nn.init.normal_(naflex.head.weight)

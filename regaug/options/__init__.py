@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from regaug.options.checks import check_train, check_validate
 from regaug.options.config import config_parser, read_config
 from regaug.options.parser import Parser, build_parser
 from regaug.options.tables import TRAIN, VALIDATE
@@ -36,9 +37,6 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if 'config' in config:
         parser.set_defaults(**read_config(config.config, TRAIN))
     args = parser.parse_args(rest)
-    # Brings torch and timm in, which a look at the tables or at --help does not need.
-    from regaug.options.checks import check_train
-
     check_train(args)
     return args
 
@@ -53,8 +51,6 @@ def parse_validate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         OptionError: An option or a combination that cannot be used.
     """
     args = validate_parser().parse_args(argv)
-    from regaug.options.checks import check_validate
-
     check_validate(args)
     return args
 

@@ -4,6 +4,8 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from regaug.options.key_values import KeyValues
+
 
 @dataclass(frozen=True)
 class Option:
@@ -51,9 +53,6 @@ class Option:
         if self.type is bool:
             keywords['action'] = 'store_true'
         elif self.type is dict:
-            # Brings torch in, which reading the tables does not need.
-            from regaug.options.key_values import KeyValues
-
             keywords.update(action=KeyValues, nargs=self.nargs)
         else:
             keywords.update(type=self.type, nargs=self.nargs, choices=self.choices, const=self.const)

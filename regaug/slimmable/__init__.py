@@ -1,5 +1,6 @@
 """Sub-networks of smaller width inside any network, without changing it."""
 
 from regaug.slimmable.plan import SlimmablePlan
+from regaug.slimmable.twin import Twin, calibrate, extract
 
-__all__ = ['SlimmablePlan']
+__all__ = ['SlimmablePlan', 'Twin', 'calibrate', 'extract']

@@ -1,9 +1,9 @@
 """Symbolic channels: which units along which tensor axes must be kept or dropped together.
 
 A `Channels` is an equivalence class of channel dimensions (union-find). An *axis* is one dimension of one tensor:
-`None` when its size is the same at every width, or a list of pieces `(channels, size)` laid end to end, where `channels`
-is `None` for a fixed piece. A concatenation is therefore an axis of several pieces, and the kept indices of an axis are
-the leading indices of *every* piece.
+`None` when its size is the same at every width, or a list of pieces `(channels, size)` laid end to end, with `None` for
+the channels of a fixed piece. A concatenation is therefore an axis of several pieces, and the kept indices of an axis
+are the leading indices of *every* piece.
 """
 
 import math

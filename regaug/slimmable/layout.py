@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regaug.slimmable.labels import Axis, Counts
+from regaug.slimmable.labels import Axis, Counts, resolve
 from regaug.slimmable.structure import structure_copy
 
 Ranges = dict[int, list[tuple[int, int]]]  # dimension -> kept indices as (start, length)
@@ -55,6 +55,10 @@ class Layout:
                 ranges[dim] = counts.ranges(axis, size)
         return ranges
 
+    def depends_on_width(self, name: str) -> bool:
+        pieces = [piece for axis in self.axes.get(name, ()) for piece in resolve(axis)]
+        return any(channels is not None and channels.slimmable for channels, _ in pieces)
+
     def attributes(self, counts: Counts) -> dict[tuple[str, str], Any]:
         return {key: patch.value(counts) for key, patch in self.patches.items()}
 
@@ -75,9 +79,10 @@ class Layout:
         """Raise `ValueError` unless the model has the parameters that the layout was made for."""
         for name, parameter in model.named_parameters():
             if self.shapes.get(name) != parameter.shape:
+                planned = tuple(self.shapes[name]) if name in self.shapes else 'no parameter of that name'
                 raise ValueError(
-                    f'{type(model).__name__}: parameter {name} {tuple(parameter.shape)} is not the one that was planned '
-                    f'({tuple(self.shapes.get(name, ())) or "none of that name"}); plan and model must be of one network'
+                    f'{type(model).__name__}: the plan was made for another network: parameter {name} is '
+                    f'{tuple(parameter.shape)}, planned was {planned}'
                 )
 
 

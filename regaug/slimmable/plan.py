@@ -1,9 +1,9 @@
 """Plan which channels of a network a sub-network keeps.
 
 The network is traced once on meta tensors (`trace`), every axis of every tensor is labelled with the channels it holds
-(`labels`, `rules`), and the labels are checked by running the narrowed network (`verify`). Anything that is not understood
-stays at full width. The channels that a sub-network keeps are the first ones of every class, as in slimmable networks
-(Yu et al., arXiv 1812.08928) and GradAug (Yang et al., arXiv 2006.07989).
+(`labels`, `rules`), and the labels are checked by running the narrowed network (`verify`). Anything that is not
+understood stays at full width. The channels that a sub-network keeps are the first ones of every class, as in slimmable
+networks (Yu et al., arXiv 1812.08928) and GradAug (Yang et al., arXiv 2006.07989).
 """
 
 import collections
@@ -75,8 +75,8 @@ class SlimmablePlan:
     def kept(self, width: float, width_divisor: int = 8) -> tuple[float, float]:
         """Shares of the parameters and of the multiply-adds (convolutions and matrix products) that remain."""
         counts = self.counts(width, width_divisor)
-        parameters = [list(zip(shape, self.layout.axes[name], strict=True))
-                      for name, shape in self.layout.shapes.items() if name in self.layout.parameters]  # fmt: skip
+        layout = self.layout
+        parameters = [list(zip(layout.shapes[name], layout.axes[name], strict=True)) for name in layout.parameters]
         return _share(parameters, counts), _share(self._costs, counts)
 
     def report(self, min_width: float, width_divisor: int) -> str:
@@ -126,9 +126,8 @@ def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, st
     """Modules with a weight of two or more dimensions: the slimmed ones, and the others with the reason."""
     layers, full = [], {}
     for name, module in model.named_modules():
-        weights = [f'{name}.{key}'.lstrip('.') for key, parameter in module.named_parameters(recurse=False)
-                   if parameter.dim() > 1]  # fmt: skip
-        axes = [axis for weight in weights for axis in layout.axes.get(weight, ())]
+        own = module.named_parameters(name, recurse=False)
+        axes = [axis for key, parameter in own if parameter.dim() > 1 for axis in layout.axes.get(key, ())]
         if any(channels.slimmable for axis in axes for channels, _ in resolve(axis) if channels is not None):
             layers.append(name)
         elif axes:

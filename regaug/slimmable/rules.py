@@ -1,7 +1,8 @@
 """What operators that compute do to channel labels: one function per operator.
 
-A rule unifies the input axes that must keep the same channels, and returns the axes of every output. Operators without a
-rule have all their labelled inputs frozen, which is always right and only costs slimming. Shapes are in rules_shape.py.
+A rule unifies the input axes that must keep the same channels, and returns the axes of every output. Operators without
+a rule have all their labelled inputs frozen, which is always right and only costs slimming. Operators that only move
+elements are in rules_shape.py.
 """
 
 import re
@@ -109,7 +110,7 @@ def _convolved(call: Call, dim: int, axis: Axis) -> Axis:
     """The label of a spatial dimension: kept by a convolution along channels (ECA), which changes no size."""
     if is_fixed(axis):
         return None
-    stride, padding, dilation = (call[name][min(dim, len(call[name]) - 1)] for name in ('stride', 'padding', 'dilation'))
+    stride, padding, dilation = (call[name][dim] for name in ('stride', 'padding', 'dilation'))
     if stride == 1 and 2 * padding == dilation * (call['weight'].shape[2 + dim] - 1) and not call['transposed']:
         return axis
     freeze(axis, 'a strided convolution runs along it')

@@ -52,7 +52,8 @@ def split_dim(axis: Axis, sizes: list[int]) -> list[Axis]:
     if inner == 1:
         return [axis, *fixed[1:]]
     pieces = resolve(axis)
-    if all(size % inner == 0 and (channels is None or size // channels.units % inner == 0) for channels, size in pieces):
+    units = [size if channels is None else size // channels.units for channels, size in pieces]
+    if all(unit % inner == 0 for unit in units):
         return [[(channels, size // inner) for channels, size in pieces], *fixed[1:]]
     if outer <= MAX_CONSTANT_GROUPS:
         return [None, *split_dim(segments(axis, outer, FULL_PARTNER)[0], sizes[1:])]
@@ -138,9 +139,8 @@ def expand(call: Call) -> list[list[Axis]]:
 def repeat(call: Call) -> list[list[Axis]]:
     x, repeats = call['self'], call['repeats']
     new = len(repeats) - x.dim()
-    axes = [merge_dims([(count, None), (x.shape[dim], axis)]) if count > 1 else axis
-            for dim, (axis, count) in enumerate(zip(call.axes(x), repeats[new:], strict=True))]  # fmt: skip
-    return [[None] * new + axes]
+    dims = zip(x.shape, call.axes(x), repeats[new:], strict=True)
+    return [[None] * new + [merge_dims([(count, None), (size, axis)]) for size, axis, count in dims]]
 
 
 @shape_rule('cat')
@@ -148,8 +148,8 @@ def concatenate(call: Call) -> list[list[Axis]]:
     tensors = [tensor for tensor in call['tensors'] if tensor.dim() == call.outputs[0].dim()]
     dim = call['dim'] % tensors[0].dim()
     axes = _unify_other_dims(call, tensors, dim)
-    pieces = [resolve(call.axes(tensor)[dim]) or [(None, tensor.shape[dim])] for tensor in tensors]
-    axes[dim] = sum(pieces, [])
+    parts = [resolve(call.axes(tensor)[dim]) or [(None, tensor.shape[dim])] for tensor in tensors]
+    axes[dim] = [piece for part in parts for piece in part]
     return [axes]
 
 

@@ -61,4 +61,3 @@ def untrack_batch_statistics(module: nn.Module):
     for norm in batch_norms(module):
         norm.track_running_stats = False
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-

@@ -1,7 +1,8 @@
 """Run a model at a smaller width, with gradients landing in the model's own parameters."""
 
 import contextlib
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -23,17 +24,17 @@ MAX_CACHED_WIDTHS = 64
 class Twin:
     """A copy of a model's modules around the model's own parameters, which runs at any width.
 
-    At a width below one the modules of the copy hold slices of the parameters, so that the cost falls with the width and
-    autograd adds every gradient to the model's own `.grad`. The model itself is never touched. Batch-norm uses the
+    At a width below one the modules of the copy hold slices of the parameters, so that the cost falls with the width
+    and autograd adds every gradient to the model's own `.grad`. The model itself is never touched. Batch-norm uses the
     statistics of the batch in both modes and keeps none; other buffers are private copies, taken now.
 
     Build it when the model has reached its device, memory format and kind of batch-norm, and before DDP. It is not a
     module, so a model or task that holds it has no more parameters or state-dict keys than before.
 
-    The width stays set after the forward pass: `set` and `at` install slices of the parameters as they are then, for
-    any number of passes. A backward pass that recomputes activations (gradient checkpointing) runs the modules again and
-    must come before the next `set`, `at` or `clear`; any other backward pass may come later. `clear` after the backward
-    pass drops the slices. After an optimiser step, set the width anew.
+    The width stays set after the forward pass, until the next `set`, `at` or `clear`: a backward pass that recomputes
+    activations (gradient checkpointing) runs the modules again at the width that is set then. Any other backward pass
+    may come at any time. `clear` after the backward pass drops the slices and what they hold of the graph. Set the
+    width anew after a change of the parameters, such as an optimiser's step: a slice may be a copy.
 
     Args:
         model: the model that `plan` was made for, or the same network after a conversion that keeps parameter names.
@@ -59,6 +60,135 @@ class Twin:
         )
         untrack_batch_statistics(self.module)
         modules, slots = dict(self.module.named_modules()), tensor_slots(self.module)
-        tensors, smallest = named_tensors(self.module), plan.layout.smallest()
         self._attributes = {key: vars(modules[key[0]]) for key in plan.layout.patches}
-        self._tensors = {name: (tensor, slots[name]) for name, tensor in tensors.items() if smallest[name]}
+        self._tensors: dict[str, tuple[torch.Tensor, Slots]] = {
+            name: (tensor, slots[name])
+            for name, tensor in named_tensors(self.module).items()
+            if plan.layout.depends_on_width(name)
+        }
+        self._recipe = functools.lru_cache(MAX_CACHED_WIDTHS)(self._new_recipe)
+
+    def __call__(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    @torch.enable_grad()
+    def set(self, width: float):
+        """Run at `width`, a fraction of the channels in (0, 1], until the next `set`, `at` or `clear`."""
+        attributes, cuts = self._recipe(width)
+        for (module, attribute), value in attributes.items():
+            self._attributes[module, attribute][attribute] = value
+        for name, (tensor, slots) in self._tensors.items():
+            part = cuts[name](tensor)
+            for table, key in slots:
+                table[key] = part
+        self.width = width
+
+    def clear(self):
+        """Drop the slices; the twin then runs at full width."""
+        self.set(1.0)
+
+    @contextlib.contextmanager
+    def at(self, width: float):
+        """`set(width)` for the block; the width outlasts the block, for the backward pass, unless the block fails."""
+        self.set(width)
+        try:
+            yield self
+        except BaseException:
+            self.clear()
+            raise
+
+    def train(self, mode: bool = True) -> 'Twin':
+        """Set the mode of the copy; batch-norm uses the statistics of the batch in either."""
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> 'Twin':
+        return self.train(False)
+
+    def extract(self, width: float) -> nn.Module:
+        """The sub-network as a network of its own, in eval mode: its own smaller parameters and a fresh start of
+        batch-norm statistics, which `calibrate` has to estimate. Usable wherever a module is."""
+        return extract(self._model, self.plan, width, self.width_divisor)
+
+    def _new_recipe(self, width: float):
+        counts = self.plan.counts(width, self.width_divisor)
+        layout = self.plan.layout
+        cuts = {name: _cut(tensor, layout.ranges(name, counts)) for name, (tensor, _) in self._tensors.items()}
+        return layout.attributes(counts), cuts
+
+
+def _cut(tensor: torch.Tensor, ranges: Ranges) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that takes these ranges of a tensor of this geometry."""
+    if not ranges:
+        return lambda tensor: tensor
+    leading = {dim: parts[0][1] for dim, parts in ranges.items() if len(parts) == 1}
+    size, stride = [leading.get(dim, size) for dim, size in enumerate(tensor.shape)], tensor.stride()
+    indices = {
+        dim: torch.cat([torch.arange(start, start + length) for start, length in parts]).to(tensor.device)
+        for dim, parts in ranges.items()
+        if len(parts) > 1
+    }
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        # One strided view for all leading ranges: its gradient is filled and copied once and has the parameter's memory
+        # format; that of two narrows is filled twice and does not.
+        tensor = tensor.as_strided(size, stride)
+        for dim, index in indices.items():
+            tensor = tensor.index_select(dim, index)
+        return tensor
+
+    return cut
+
+
+def extract(model: nn.Module, plan: SlimmablePlan, width: float, width_divisor: int = 8) -> nn.Module:
+    """A network of its own with the channels that `model` keeps at `width`, in eval mode.
+
+    Batch-norm starts from fresh running statistics: those of the full network do not fit a sub-network. Estimate them
+    with `calibrate`. Everything else that the model learnt is copied.
+    """
+    plan.layout.check_tensors(model)
+    small = plan.layout.narrowed_copy(model, plan.counts(width, width_divisor))
+    for norm in batch_norms(small):
+        if norm.running_mean is not None:
+            norm.running_mean = norm.running_mean.new_zeros(norm.num_features)
+            norm.running_var = norm.running_var.new_ones(norm.num_features)
+            norm.reset_running_stats()
+    small.train()  # some attention layers cache tensors of the full width until they are set to train mode
+    return small.eval()
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, batches: Iterable[torch.Tensor]) -> int:
+    """Estimate batch-norm's running statistics anew, as the mean over batches; nothing else of the module changes.
+
+    Args:
+        module: a real network, such as `extract` gives. Its mode is the same afterwards.
+        batches: inputs [B, C, H, W] on the module's device, best of equal size. Autocast, if any, is the caller's.
+
+    Returns:
+        The number of images seen.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    norms = [norm for norm in batch_norms(module) if norm.track_running_stats]
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative mean
+        norm.train()
+    images = 0
+    try:
+        for batch in batches:
+            module(batch)
+            images += len(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for part, mode in modes:
+            part.training = mode
+    if not images:
+        raise ValueError('batch-norm statistics cannot be estimated from no images')
+    return images

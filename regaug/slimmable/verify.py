@@ -174,8 +174,8 @@ class Mender:
         """Let attributes that state a full size at this call follow the width."""
         if record.module is None:
             return []
-        stated = {size: [axis] for labelled in record.inputs + record.outputs for size, axis in labelled
-                  if counts.size(axis, size) != size}  # fmt: skip
+        dims = [dim for labelled in record.inputs + record.outputs for dim in labelled]
+        stated = {size: [axis] for size, axis in dims if counts.size(axis, size) != size}
         found = []
         for attribute, value in vars(self.modules[record.module]).items():
             key = record.module, attribute
@@ -212,11 +212,10 @@ class Mender:
                 if asked in (counts.size(axis, size), size, -1):
                     continue
                 for earlier in reversed(self.trace.records[max(index - TIE_DISTANCE, 0) : index]):
-                    for other_size, other in (dimension for labelled in earlier.outputs for dimension in labelled):
+                    for other_size, other in (dim for labelled in earlier.outputs for dim in labelled):
                         if other_size == size and counts.size(other, size) == asked:
                             unify(axis, other, 'it is reshaped to a size that is fixed')
                             return True
-            return False
         return False
 
     def _freeze(self, records: list[Record]) -> int:
@@ -229,8 +228,8 @@ class Mender:
         frozen = sum(freeze(axis, reason) for axis in axes)
         module = records[0].module or ''
         while not frozen:
-            frozen = sum(freeze(axis, reason) for name, axes in self.trace.layout.axes.items()
-                         if name.startswith(module and module + '.') for axis in axes)  # fmt: skip
+            inside = [name for name in self.trace.layout.axes if name.startswith(module and module + '.')]
+            frozen = sum(freeze(axis, reason) for name in inside for axis in self.trace.layout.axes[name])
             if not frozen and not module:
                 raise RuntimeError(f'the model does not run as traced: {records[0]}')
             module = module.rpartition('.')[0]

@@ -118,8 +118,8 @@ def check_repeats(args: Namespace):
 def check_subset(args: Namespace):
     if args.labels_per_class:
         refuse_iterable(args, '--labels-per-class', 'a subset is made of indices, which a stream has not')
-    elif args.label_split:
-        require(args, '--label-split', False, 'chooses among the subsets of --labels-per-class, which is not given')
+    chooses = args.labels_per_class or not args.label_split
+    require(args, '--label-split', chooses, 'chooses among the subsets of --labels-per-class, which is not given')
 
 
 def check_scheduled_sizes(args: Namespace):

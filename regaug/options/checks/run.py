@@ -16,8 +16,8 @@ def check_run(args: Namespace):
 def check_wandb(args: Namespace):
     if args.log_wandb:
         require_package(args, '--log-wandb', 'wandb')
-    elif args.wandb_resume_id:
-        require(args, '--wandb-resume-id', False, 'works with --log-wandb only, which is not given')
+    used = args.log_wandb or not args.wandb_resume_id
+    require(args, '--wandb-resume-id', used, 'works with --log-wandb only, which is not given')
 
 
 def check_distillation(args: Namespace):

@@ -27,7 +27,9 @@ def check_optimizer(args: Namespace):
     fits = args.opt_betas is None or not info.has_betas or len(args.opt_betas) == info.num_betas
     require(args, '--opt-betas', fits, f'{spell(args, "--opt")} takes {info.num_betas} values')
     try:
-        trial_optimizer(args)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            create_optimizer_v2([trial_parameter()], **optimizer_kwargs(args) | trial_lr(args), **args.opt_kwargs)
     except Exception as error:  # whatever an optimiser makes of arguments it does not like
         given = [
             spell(args, flag) for flag in ('--opt-betas', '--opt-eps', '--opt-kwargs') if spell(args, flag) != flag
@@ -35,11 +37,14 @@ def check_optimizer(args: Namespace):
         raise OptionError(f'{" ".join([spell(args, "--opt"), *given])}: cannot be built ({error})') from None
 
 
-def trial_optimizer(args: Namespace) -> torch.optim.Optimizer:
-    """The optimiser of these options, for a parameter of its own; draws no random numbers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return create_optimizer_v2([torch.nn.Parameter(torch.zeros(2, 2))], **optimizer_kwargs(args), **args.opt_kwargs)
+def trial_parameter() -> torch.nn.Parameter:
+    """Something to optimise; made without random numbers, whose stream belongs to the run."""
+    return torch.nn.Parameter(torch.zeros(2, 2))
+
+
+def trial_lr(args: Namespace) -> dict[str, float]:
+    """A learning rate for trials, since the real one may depend on the number of processes."""
+    return {'lr': args.lr_base if args.lr is None else args.lr}
 
 
 def check_schedule(args: Namespace):
@@ -56,8 +61,11 @@ def check_schedule(args: Namespace):
         require(args, '--decay-epochs', args.decay_epochs > 0, f'must be positive for {spell(args, "--sched")}')
     if args.epochs:
         try:
-            create_scheduler_v2(trial_optimizer(args), **scheduler_kwargs(args), updates_per_epoch=1)
-        except (AssertionError, ValueError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                optimizer = torch.optim.SGD([trial_parameter()], **trial_lr(args))
+                create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1)
+        except Exception as error:  # whatever a schedule makes of arguments it does not like
             raise OptionError(
                 f'{spell(args, "--sched")} {spell(args, "--epochs")}: cannot be built ({error})'
             ) from None

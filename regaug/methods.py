@@ -1,0 +1,115 @@
+"""Builds the methods that the options ask for, and checks what only the model can tell."""
+
+import functools
+import logging
+
+import torch
+from timm.utils import unwrap_model
+
+from regaug.depth import DepthTwin, take_drop_path
+from regaug.errors import OptionError
+from regaug.gradaug import GradAug, default_sizes
+from regaug.slimmable import SlimmablePlan, Twin
+from regaug.slimmable.structure import structure_copy, to_meta
+
+_logger = logging.getLogger('train')
+_MAX_SIZES = 16
+
+
+def create_gradaug(args, model, input_size):
+    """GradAug for these options, its sub-networks planned but not yet attached; None with `--gradaug 0`.
+
+    Call it when the model is built and before batch-norm is converted.
+
+    Args:
+        input_size: (C, H, W) of the training images.
+
+    Raises:
+        OptionError: when the model has nothing to slim or no drop path, or cannot take a size that may be drawn.
+    """
+    if not args.gradaug:
+        return None
+    _, height, width = input_size
+    if 'rotate' in args.gradaug_transforms and height != width:
+        raise OptionError(f'--gradaug-transforms rotate: needs square images, these are {height}x{width}.')
+    sizes = args.gradaug_sizes or default_sizes(height)
+    if 'crop' in args.gradaug_transforms and max(sizes) > height:
+        raise OptionError(f'--gradaug-sizes {max(sizes)}: no crop of that size in images of {height} pixels.')
+    if {'scale', 'crop'} & set(args.gradaug_transforms):
+        check_sizes(model, input_size, sizes)
+    gradaug = GradAug(
+        num_subnetworks=args.gradaug,
+        min_width=args.gradaug_min_width,
+        seed=args.seed,
+        sizes=args.gradaug_sizes,
+        transforms=args.gradaug_transforms,
+        targets=args.gradaug_targets,
+        weight=args.gradaug_weight,
+        every=args.gradaug_every,
+        num_widths=args.gradaug_compile,
+    )
+    if args.gradaug_subnet == 'depth':
+        rates = take_drop_path(model)
+        if not rates:
+            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
+        gradaug.make_subnet = functools.partial(DepthTwin, rates=rates)
+        share_of_flops, report = (lambda width: 1.0), f'drop path in {len(rates)} blocks'
+    else:
+        plan = plan_widths(args, model, input_size)
+        gradaug.make_subnet = functools.partial(Twin, plan=plan, width_divisor=args.gradaug_width_divisor)
+        report = plan.report(args.gradaug_min_width, args.gradaug_width_divisor)
+
+        def share_of_flops(width):
+            return plan.kept(width, args.gradaug_width_divisor)[1]
+
+    if args.rank == 0:
+        for line in report.splitlines():
+            _logger.info(f'GradAug: {line}')
+        cost = gradaug.expected_cost(share_of_flops, height)
+        _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
+    return gradaug
+
+
+def plan_widths(args, model, input_size):
+    try:
+        return SlimmablePlan(model, input_size)
+    except ValueError as error:
+        raise OptionError(f'--gradaug {args.gradaug} with --model {args.model}: {error}') from error
+
+
+def check_sizes(model, input_size, sizes):
+    """Run the model's shapes at each size.
+
+    Raises:
+        OptionError: naming the first size that the model cannot take.
+    """
+    channels, height, width = input_size
+    dtype = next(model.parameters()).dtype
+    shapes = structure_copy(model, to_meta).train()
+    for size in sizes:
+        images = torch.empty((2, channels, size, round(size * width / height)), dtype=dtype, device='meta')
+        try:
+            with torch.no_grad():
+                shapes(images)
+        except Exception as error:
+            hint = ''
+            if hasattr(getattr(model, 'patch_embed', None), 'strict_img_size'):
+                hint = '; --model-kwargs dynamic_img_size=True makes it take any'
+            raise OptionError(
+                f'--gradaug-sizes {size}: {type(model).__name__} cannot take images of that size '
+                f'({" ".join(str(error).split())[:200]}){hint}.'
+            ) from error
+
+
+def attach_subnetworks(gradaug, task, *, compile_backend=None, compile_mode=None):
+    """Give GradAug its sub-networks, when the model is where it trains and before compilation and DDP.
+
+    Args:
+        compile_backend: compile the sub-networks too (`--gradaug-compile`), None for not.
+    """
+    gradaug.subnet = gradaug.make_subnet(unwrap_model(task.get_trainable_module()))
+    if compile_backend:
+        graphs = _MAX_SIZES * len(gradaug.width_choices)  # one for each width and size
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
+        gradaug.subnet.module.compile(backend=compile_backend, mode=compile_mode, dynamic=False)
+        _logger.info(f'GradAug: widths are drawn from {gradaug.width_choices} only (--gradaug-compile), not uniformly.')

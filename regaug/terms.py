@@ -1,0 +1,83 @@
+"""Book-keeping of loss terms over an epoch: averages, last values, and what the further terms cost."""
+
+import time
+from collections import OrderedDict
+
+import torch
+from timm.utils import reduce_tensor
+
+FULL = 'full'  # the first term: the full network
+
+
+def flat_name(term, key):
+    """Name of a figure in the summary and in W&B: the first term's figures stand alone."""
+    return key if term == FULL else f'{term}_{key}'
+
+
+class TermAverages:
+    """Sample-weighted averages of everything the terms return besides their output, kept on the device."""
+
+    def __init__(self):
+        self.sums = OrderedDict()
+        self.counts = {}
+        self.last = {}
+
+    def update(self, term, result, batch_size):
+        """Add the result of a term for a micro-batch; the first term's loss has a place of its own in the engine."""
+        for key, value in result.items():
+            if key == 'output' or (term == FULL and key == 'loss'):
+                continue
+            value = value.detach().float() if torch.is_tensor(value) else float(value)
+            name = (term, key)
+            self.sums[name] = self.sums.get(name, 0.0) + value * batch_size
+            self.counts[name] = self.counts.get(name, 0) + batch_size
+            self.last[name] = value
+
+    def compute(self, world_size=1):
+        """Averages over the epoch so far and over all ranks, which must have seen the same terms.
+
+        Returns:
+            {name: float}, in the order in which the terms ran.
+        """
+        averages = {flat_name(*name): value / self.counts[name] for name, value in self.sums.items()}
+        if world_size > 1 and averages:
+            device = next((value.device for value in averages.values() if torch.is_tensor(value)), None)
+            values = torch.stack([torch.as_tensor(value, device=device).float() for value in averages.values()])
+            return OrderedDict(zip(averages, reduce_tensor(values, world_size).tolist()))
+        return OrderedDict((name, float(value)) for name, value in averages.items())
+
+    def last_values(self):
+        """{(term, key): float} of the last micro-batch on this rank."""
+        return {name: float(value) for name, value in self.last.items()}
+
+
+class TermClock:
+    """Measures forward and backward of one micro-batch's terms, without waiting for the device until it is read."""
+
+    def __init__(self, device):
+        self.device = device
+        self.marks = [self._now()]
+
+    def _now(self):
+        if self.device.type != 'cuda':
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self):
+        """Called after each term."""
+        self.marks.append(self._now())
+
+    def cost(self):
+        """Time of all terms relative to the first; 1.0 for a single one."""
+        if len(self.marks) == 2:
+            return 1.0
+        return self._between(0, -1) / max(self._between(0, 1), 1e-9)
+
+    def _between(self, first, last):
+        start, end = self.marks[first], self.marks[last]
+        if self.device.type != 'cuda':
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end)
