@@ -35,7 +35,7 @@ class Channels:
         self.frozen = units <= 1
         self.anchored = anchored
         self.parent: Channels | None = None
-        self.children: tuple[Channels, Channels] | None = None
+        self.children: list[tuple[Channels, int]] = []  # with the units of this class that each stands for
         self.unit_size = 1
         self.reason = 'it has one channel' if units <= 1 else ''
 
@@ -73,7 +73,8 @@ class Channels:
 
     def refine(self, units: int):
         """Divide the class in two after its first `units` units, in every member alike."""
-        self.children = Channels(units, self.anchored), Channels(self.units - units, self.anchored)
+        parts = units, self.units - units
+        self.children = [(Channels(part, self.anchored), part) for part in parts]
 
 
 def new_axis(size: int) -> Axis:
@@ -86,13 +87,13 @@ def resolve(axis: Axis) -> list[Piece]:
     pieces: list[Piece] = []
     for channels, size in axis or []:
         channels = channels and channels.root
-        if channels is None or (channels.frozen and channels.children is None):
+        if channels is None or (channels.frozen and not channels.children):
             if pieces and pieces[-1][0] is None:
                 size += pieces.pop()[1]
             pieces.append((None, size))
-        elif channels.children is not None:
+        elif channels.children:
             unit = size // channels.units
-            parts = resolve([(child, child.units * unit) for child in channels.children])
+            parts = resolve([(child, units * unit) for child, units in channels.children])
             if pieces and pieces[-1][0] is None and parts[0][0] is None:
                 parts[0] = (None, pieces.pop()[1] + parts[0][1])
             pieces += parts

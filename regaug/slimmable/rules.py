@@ -76,7 +76,7 @@ def convolution(call: Call) -> list[list[Axis]]:
     elif groups == 1:
         in_axis, out_axis = weight_axes[1], weight_axes[0]
         unify(x_axes[1], in_axis, FULL_PARTNER)
-    elif groups <= MAX_CONSTANT_GROUPS:
+    elif groups <= MAX_CONSTANT_GROUPS and weight.shape[1] > 1:
         in_axis, out_axis = x_axes[1], weight_axes[0]
         unify(segments(in_axis, groups, FULL_PARTNER)[0], weight_axes[1], FULL_PARTNER)
         segments(out_axis, groups, FULL_PARTNER)

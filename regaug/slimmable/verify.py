@@ -55,7 +55,8 @@ class Replay(TorchDispatchMode):
         try:
             result = func(*args, **(kwargs or {}))
         except Exception as error:
-            raise Failure(self.index, str(error)) from error
+            wanted = tuple(args[1]) if 'view' in str(func) else ()
+            raise Failure(self.index, str(error), wanted) from error
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         for tensor, labelled in zip(tensors, self.records[self.index].outputs, strict=True):
             planned = tuple(self.counts.size(axis, size) for size, axis in labelled)
