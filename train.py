@@ -83,6 +83,8 @@ def run_epoch(run, epoch):
     args, task = run.args, run.task
     phase = phase_at(epoch, args)
     run.start_phase(phase)
+    if epoch == run.first_refining and run.eval_loader is None and run.primary:
+        run.saver.restart_ranking()  # train losses with and without augmentation do not compare
     if args.exact_resume:
         reseed_epoch(args.seed, epoch, args.rank)
     run.train_data.set_epoch(epoch)
@@ -134,9 +136,12 @@ def report_results(run, results):
     """Print the best epoch, and the ten best as JSON for other programs to read."""
     if not run.primary:
         return
+    name = run.args.eval_metric
+    if results:
+        final = results[-1].get('validation', results[-1]['train'])
+        _logger.info(f'*** Final metric: {final[name]} (epoch {results[-1]["epoch"]})')
     if run.saver.best_metric is not None:
         _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')
-    name = run.args.eval_metric
     ranked = sorted(
         results, key=lambda result: result.get('validation', result['train']).get(name, 0), reverse=run.decreasing
     )

@@ -99,9 +99,54 @@ class TrainData:
         return False
 
 
+class BenchmarkRun(Run):
+    """A training run on random batches, built step by step as train.py builds its own.
+
+    Args:
+        args: options of train.py.
+        num_turns: updates in all.
+    """
+
+    def __init__(self, args, *, num_turns):
+        super().__init__(args)
+        self.num_turns = num_turns
+        self.phase = phase_at(max(args.epochs - 1, 0), args)
+        self.prepare()
+        self.build_model()
+        self.build_data()
+        self.find_start()
+        self.build_loaders()
+        self.build_task()
+        self.resume()
+        self.wrap_model()
+        self.build_schedule()
+        self.build_engine()
+        self.start_phase(self.phase)
+
+    def build_data(self):
+        self.train_set = self.eval_set = None
+        self.decreasing = False
+
+    def build_loaders(self):
+        args = self.args
+        turns = Turns(
+            random_batches(
+                (args.batch_size, *self.data_config['input_size']),
+                args.num_classes,
+                self.precision.input_dtype,
+                self.device,
+                mixing_active(self.phase.options),
+            ),
+            num_turns=self.num_turns,
+            batches_per_turn=args.grad_accum_steps,
+            device=self.device,
+        )
+        self.train_data, self.eval_loader = TrainData(turns), None
+
+
 def engine_loop(run, loader):
-    """The real training loop, in the last epoch before any refinement: warm-up phases of the methods are over."""
-    run.engine.train_one_epoch(last_epoch(run.args), loader, run.train_data.mixup_fn)
+    """The real training loop, in the last epoch of the schedule: warm-up phases of the methods are over."""
+    run.engine.train_one_epoch(max(run.args.epochs - 1, 0), loader, run.train_data.mixup_fn)
 
 
 def bare_loop(run, loader):
@@ -135,12 +180,8 @@ def laid_out(input, args):
     return input.contiguous(memory_format=torch.channels_last) if args.channels_last else input
 
 
-def last_epoch(args):
-    return max(args.epochs - 1, 0)
-
-
 class Contender:
-    """A configuration, built as train.py builds it but for the data.
+    """A configuration of train.py and the loop that runs it.
 
     Args:
         options: options of train.py; the first word may be `bare` or `forward` for these loops instead of the engine.
@@ -159,34 +200,15 @@ class Contender:
             words = words[1:]
         # The embedded data set needs no folder; nothing is read from it.
         args = parse_train(['--dataset', 'regaug/digits', *shlex.split(common), *words])
-        self.run = run = Run(args)
-        run.prepare()
-        run.build_model()
-        run.train_set = run.eval_set = None
-        run.decreasing = False
-        run.build_task()
-        run.resume()
-        run.wrap_model()
-        phase = phase_at(last_epoch(args), args)
-        self.key = (
-            (args.batch_size, *run.data_config['input_size']),
-            args.num_classes,
-            run.precision.input_dtype,
-            run.device,
-            mixing_active(phase.options),
-        )
-        self.turns = Turns(
-            random_batches(*self.key),
-            num_turns=num_turns,
-            batches_per_turn=args.grad_accum_steps,
-            device=run.device,
-        )
-        run.train_data, run.eval_loader = TrainData(self.turns), None
-        run.build_schedule()
-        run.build_engine()
-        run.start_phase(phase)
-        self.num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
-        self.turns.start(lambda turns: self.loop(run, turns))
+        self.run = BenchmarkRun(args, num_turns=num_turns)
+        self.turns = self.run.train_data.loader
+        self.num_parameters = sum(parameter.numel() for parameter in self.run.model.parameters())
+        self.turns.start(lambda turns: self.loop(self.run, turns))
+
+    @property
+    def input(self):
+        """The first batch's images."""
+        return self.turns.batches[0][0]
 
     def step(self):
         """Makes one update; see `Turns.step`."""
@@ -221,6 +243,6 @@ def check_comparable(contenders):
     Raises:
         OptionError: They are not.
     """
-    shapes = {contender.key[0] for contender in contenders}
+    shapes = {tuple(contender.input.shape) for contender in contenders}
     if len(shapes) > 1:
         raise OptionError(f'The configurations differ in their batches: {", ".join(map(str, sorted(shapes)))}.')

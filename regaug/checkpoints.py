@@ -41,6 +41,11 @@ class Saver(CheckpointSaver):
         state = super().state_dict(epoch, metric)
         return {**state, 'interrupted': True} if self._interrupted else state
 
+    def restart_ranking(self):
+        """Rank anew from the next checkpoint on; the earlier files stay until better ones take their places."""
+        self.checkpoint_files = [(path, None) for path, _ in self.checkpoint_files]
+        self.best_metric = self.best_epoch = None
+
     def _save(self, save_path, epoch, metric=None):
         try:
             super()._save(save_path, epoch, metric)
@@ -144,10 +149,17 @@ class Resumed(NamedTuple):
     interrupted: bool
 
 
-def next_epoch(checkpoint):
-    """First epoch to run after a checkpoint; an interrupted epoch is repeated."""
+def next_epoch(checkpoint, refine_only=False):
+    """First epoch to run after a checkpoint; an interrupted epoch is repeated.
+
+    Args:
+        checkpoint: training checkpoint.
+        refine_only: the run has no main phase (`--epochs 0`): after one that had, it starts with its first epoch.
+    """
     if 'epoch' not in checkpoint:
         return Resumed(None, False)
+    if refine_only and getattr(checkpoint.get('args'), 'epochs', 1):
+        return Resumed(0, False)
     interrupted = bool(checkpoint.get('saver', {}).get('interrupted'))
     finished = checkpoint.get('version', 1) > 1 and not interrupted
     return Resumed(checkpoint['epoch'] + finished, interrupted)

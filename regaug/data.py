@@ -12,13 +12,12 @@ from timm.data import (
 )
 from timm.data import create_dataset as create_timm_dataset
 from timm.data.naflex_mixup import NaFlexMixup
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch.utils.data import IterableDataset
-from torchvision import transforms
 
 from regaug.digits import create_digits
 from regaug.errors import OptionError
 from regaug.samples import Samples, training_samples
+from regaug.transforms import use_pad_crop, weaken_policies
 
 _logger = logging.getLogger('train')
 
@@ -98,7 +97,7 @@ def create_datasets(args, data_config):
         target_key=args.target_key,
         trust_remote_code=args.dataset_trust_remote_code,
     )
-    root = args.data or args.data_dir
+    root = args.data_dir
     train_set = create_dataset(
         args.dataset,
         root,
@@ -236,6 +235,8 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
     )
     if options.pad_crop:
         use_pad_crop(dataset, data_config, padding=options.pad_crop, mode=options.pad_mode)
+    if options.aa and options.policy_prob < 1:
+        weaken_policies(loader.dataset, options.policy_prob)
     return loader, mixup_fn
 
 
@@ -269,29 +270,6 @@ def create_eval_loader(args, dataset, data_config, *, device, img_dtype):
             **common,
         )
     return create_loader(dataset, input_size=data_config['input_size'], **common)
-
-
-def use_pad_crop(dataset, data_config, *, padding, mode):
-    """Replace the random resized crop of a training set by the CIFAR augmentation: pad, then crop at random.
-
-    Images of another size are first resized so that their shorter side fits.
-
-    Args:
-        dataset: training set whose transform timm has set.
-        data_config: timm's data configuration (input size and interpolation).
-        padding: pixels added on every side.
-        mode: `reflect` or `constant` (zeros: black).
-    """
-    steps = dataset.transform.transforms
-    assert isinstance(steps[0], RandomResizedCropAndInterpolation), 'checked with the options'
-    height, width = data_config['input_size'][-2:]
-    interpolation = str_to_interp_mode(data_config['interpolation'])
-    steps[0] = transforms.Compose(
-        [
-            transforms.Resize(max(height, width), interpolation=interpolation),
-            transforms.RandomCrop((height, width), padding=padding, padding_mode=mode),
-        ]
-    )
 
 
 class TrainLoader:

@@ -42,7 +42,7 @@ class Report:
     def start_phase(self, phase):
         """Tell once what a new phase switches off; its first batch becomes a picture."""
         if self.phase is None or phase.name != self.phase:
-            off = f' without {", ".join(phase.switched_off)}' if phase.switched_off else ''
+            off = f': off from here on: {", ".join(phase.switched_off)}' if phase.switched_off else ''
             if self.primary and (self.phase is not None or off):
                 _logger.info(f'Phase {phase.name}{off}.')
             self._picture_due = True

@@ -17,7 +17,7 @@ from regaug.interrupt import StopRequest
 from regaug.methods import attach_subnetworks, create_gradaug
 from regaug.model import build_model, place_model, resolve_learning_rate
 from regaug.options import args_as_yaml
-from regaug.phases import phase_at
+from regaug.phases import phase_at, refine_lr, set_learning_rate
 from regaug.report import Report
 from regaug.runtime import Precision, Updater, prepare_device
 from regaug.summary import Summary, write_whole
@@ -82,7 +82,7 @@ class Run:
             _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
         resumed = Resumed(None, False)
         if args.resume:
-            resumed = next_epoch(read_checkpoint(args.resume, '--resume', mmap=True))
+            resumed = next_epoch(read_checkpoint(args.resume, '--resume', mmap=True), refine_only=not args.epochs)
         if resumed.interrupted:
             _logger.info(f'Epoch {resumed.epoch} was interrupted; it is repeated from its start.')
         self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed.epoch or 0
@@ -151,9 +151,12 @@ class Run:
     def build_schedule(self):
         args = self.args
         updates = updates_per_epoch(self.train_data.loader, args.grad_accum_steps)
-        self.scheduler, self.num_epochs = create_scheduler_v2(
-            self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
-        )
+        self.scheduler, main_epochs = None, 0
+        if args.epochs:
+            self.scheduler, main_epochs = create_scheduler_v2(
+                self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
+            )
+        self.first_refining, self.num_epochs = main_epochs, main_epochs + args.refine_epochs
         if self.scheduler is not None and self.start_epoch > 0:
             if args.sched_on_updates:
                 self.scheduler.step_update(self.start_epoch * updates)
@@ -208,7 +211,10 @@ class Run:
         )
 
     def start_phase(self, phase):
-        """Switch loader and criterion to what holds in a phase."""
+        """Switch loader, criterion and learning rate to what holds in a phase."""
         self.train_data.use(phase)
+        if phase.refining:
+            self.scheduler = self.engine.scheduler = None
+            set_learning_rate(self.optimizer, refine_lr(self.args))
         self.task.start_phase(phase, create_criterion(phase.options).to(self.device))
         self.report.start_phase(phase)

@@ -26,6 +26,7 @@ def prepare_device(args):
         __import__(module)
     device = init_distributed_device(args)
     args.prefetcher = not args.no_prefetcher
+    args.data_dir = args.data_dir or args.data
     if args.distributed:
         _logger.info(f'Process {args.rank} of {args.world_size} on {args.device}.')
     else:

@@ -1,4 +1,4 @@
-"""Independent references for sub-networks: what a network with dropped channels computes, obtained without slicing it."""
+"""References for sub-networks: what a network with dropped channels computes, obtained without slicing it."""
 
 import contextlib
 import copy

@@ -37,7 +37,7 @@ class Channels:
         self.parent: Channels | None = None
         self.children: list[tuple[Channels, int]] = []  # with the units of this class that each stands for
         self.unit_size = 1
-        self.reason = 'it has one channel' if units <= 1 else ''
+        self.reason = ''
 
     @property
     def root(self) -> 'Channels':
@@ -123,6 +123,12 @@ def freeze(axis: Axis, reason: str) -> int:
     return len(pieces)
 
 
+def why_frozen(axis: Axis) -> str:
+    """The reason why the first frozen class of an axis is frozen; empty if none is."""
+    reasons = (channels.root.reason for channels, _ in axis or [] if channels is not None)
+    return next(filter(None, reasons), '')
+
+
 def anchor(axis: Axis):
     """Mark the axis as output channels of a learnt map."""
     for channels, _ in resolve(axis):
@@ -170,6 +176,7 @@ def segments(axis: Axis, count: int, reason: str) -> list[Axis]:
 
 def unify(a: Axis, b: Axis, reason: str):
     """Make two axes of equal size keep the same indices; what meets a fixed piece is frozen for `reason`."""
+    reason = why_frozen(a) or why_frozen(b) or reason
     if a is None or b is None:
         freeze(b if a is None else a, reason)
         return

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from regaug.slimmable.labels import Channels, Counts, kept_units, resolve
+from regaug.slimmable.labels import Channels, Counts, kept_units, resolve, why_frozen
 from regaug.slimmable.layout import Layout
 from regaug.slimmable.structure import structure_copy, to_meta, untrack_batch_statistics
 from regaug.slimmable.trace import run_trace, untouched_generators
@@ -62,7 +62,7 @@ class SlimmablePlan:
         _set_unit_sizes(self.layout)
         self.layers, self.full = _classify(pristine, self.layout)
         if not self.layers:
-            raise ValueError(f'{self._model_name} has no layer that can be slimmed: {self._reasons()}')
+            raise ValueError(f'{self._model_name} has no layer that can be slimmed: {self.reasons()}')
 
     def counts(self, width: float, width_divisor: int = 8) -> Counts:
         """The units that every class keeps at a width in (0, 1], rounded as `kept_units` says."""
@@ -88,10 +88,11 @@ class SlimmablePlan:
             f'{width_divisor}) keeps {parameters:.1%} of the parameters and {flops:.1%} of the FLOPs'
         ]
         if self.full:
-            lines.append(f'at full width: {self._reasons()}')
+            lines.append(f'at full width: {self.reasons()}')
         return '\n'.join(lines)
 
-    def _reasons(self) -> str:
+    def reasons(self) -> str:
+        """Why modules stay at full width, for people."""
         by_reason = collections.defaultdict(list)
         for name, reason in self.full.items():
             by_reason[reason].append(name)
@@ -127,20 +128,13 @@ def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, st
     layers, full = [], {}
     for name, module in model.named_modules():
         own = module.named_parameters(name, recurse=False)
-        axes = [axis for key, parameter in own if parameter.dim() > 1 for axis in layout.axes.get(key, ())]
-        if any(channels.slimmable for axis in axes for channels, _ in resolve(axis) if channels is not None):
+        weights = [key for key, parameter in own if parameter.dim() > 1 and key.endswith('weight')]
+        if any(layout.depends_on_width(key) for key in weights):
             layers.append(name)
-        elif axes:
-            full[name] = _reason(axes)
+        elif weights:
+            reasons = [why_frozen(axis) for key in weights for axis in layout.axes.get(key, ())]
+            full[name] = next(filter(None, reasons), 'it holds no output channels of a learnt map')
     return layers, full
-
-
-def _reason(axes) -> str:
-    for axis in axes:
-        for channels, _ in axis or []:
-            if channels is not None and channels.root.reason:
-                return channels.root.reason
-    return 'it holds no channels of a learnt map'
 
 
 def _share(products: list[list], counts: Counts) -> float:

@@ -4,10 +4,8 @@ import functools
 import math
 
 from regaug.slimmable.call import Call
-from regaug.slimmable.labels import Axis, between, freeze, is_fixed, resolve, segments, unify
+from regaug.slimmable.labels import MAX_PIECES, Axis, between, freeze, is_fixed, resolve, segments, unify
 from regaug.slimmable.rules import FULL_PARTNER, MAX_CONSTANT_GROUPS, Rule, rule
-
-MAX_REPEATS = 16
 
 RULES: dict[str, Rule] = {}
 shape_rule = functools.partial(rule, table=RULES)
@@ -24,13 +22,10 @@ def merge_dims(dims: list[tuple[int, Axis]]) -> Axis:
         elif not is_fixed(axis):
             freeze(merged, 'it is flattened under another slimmed dimension')
             merged = [(channels, piece * inner) for channels, piece in resolve(axis)]
-        elif not is_fixed(merged):
-            if size <= MAX_REPEATS:
-                merged = resolve(merged) * size
-            else:
-                freeze(merged, 'it is flattened into many repeats')
-                merged = None
+        elif len(pieces := resolve(merged)) * size <= MAX_PIECES and not is_fixed(merged):
+            merged = pieces * size
         else:
+            freeze(merged, 'it is flattened into too many repeats')
             merged = None
         inner *= size
     return merged
@@ -40,8 +35,9 @@ def split_dim(axis: Axis, sizes: list[int]) -> list[Axis]:
     """The axes of one dimension viewed as several.
 
     The outer dimension carries the label if whole outer steps can be dropped: when all units are multiples of the inner
-    size, or when there are more than four outer steps (attention heads). Few outer steps are a constant structure (the
-    three of query, key and value, radix, shuffled groups), and then the inner dimension gets narrower.
+    size, or when there are more than four outer steps (attention heads). The inner dimension gets narrower if the axis
+    repeats the same channels (heads flattened under the batch), or has few outer steps, which then are a constant
+    structure (the three of query, key and value, radix, shuffled groups).
     """
     fixed = [None] * len(sizes)
     if is_fixed(axis):
@@ -55,6 +51,9 @@ def split_dim(axis: Axis, sizes: list[int]) -> list[Axis]:
     units = [size if channels is None else size // channels.units for channels, size in pieces]
     if all(unit % inner == 0 for unit in units):
         return [[(channels, size // inner) for channels, size in pieces], *fixed[1:]]
+    pattern = pieces[: len(pieces) // outer]
+    if pieces == pattern * outer:
+        return [None, *split_dim(pattern, sizes[1:])]
     if outer <= MAX_CONSTANT_GROUPS:
         return [None, *split_dim(segments(axis, outer, FULL_PARTNER)[0], sizes[1:])]
     if len(pieces) > 1:

@@ -1,0 +1,140 @@
+"""Fixtures that several test modules share: a fixed seed, a small folder of images, and train.py run on it."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_case import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, train_argv
+
+import train as train_script
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)  # sums in another order are other numbers
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def image_folder(tmp_path_factory):
+    """64 training and 16 validation images in 4 classes, each class with a colour of its own under noise."""
+    root = tmp_path_factory.mktemp('image_folder')
+    generator = np.random.default_rng(3)
+    colours = generator.uniform(60, 190, (CLASSES, 3))
+    for split, count in (('train', TRAIN_PER_CLASS), ('val', VAL_PER_CLASS)):
+        for index in range(CLASSES * count):
+            label = index // count
+            path = root / split / f'class{label}' / f'{index:03d}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.normal(colours[label], 60, (SIDE, SIDE, 3)).clip(0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def train(image_folder, tmp_path):
+    """Runs train.py in this process on the image folder, with quick defaults that further options override.
+
+    Returns the experiment's folder; the run must end with exit status `status`.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def train(*options, experiment='run', status=0):
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)  # timm's folder reader closes none
+            try:
+                argv = train_argv(image_folder, tmp_path, '--experiment', experiment, *options)
+                assert train_script.main(argv) == status
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        return tmp_path / experiment
+
+    return train
+
+
+class Program:
+    """A running program in a process group of its own, which writes its output into a file.
+
+    Attributes:
+        process: its `subprocess.Popen`.
+    """
+
+    def __init__(self, command, log, environment):
+        self.log = log
+        with log.open('w') as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def output(self):
+        return self.log.read_text()
+
+    def wait_for(self, text, seconds=60):
+        """Wait until the output contains `text`."""
+        end = time.monotonic() + seconds
+        while text not in self.output():
+            assert self.process.poll() is None, f'ended without {text!r}:\n{self.output()}'
+            assert time.monotonic() < end, f'no {text!r} after {seconds} s:\n{self.output()}'
+            time.sleep(0.05)
+
+    def finish(self, seconds=120):
+        """Wait for the end and return (exit status, output)."""
+        return self.process.wait(seconds), self.output()
+
+    def end_group(self):
+        """Kill what is left of the program and its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a Python program in the project's root and returns it as a `Program`; it is killed when the test ends."""
+    started = []
+
+    def start(*arguments, environment=None):
+        command = [sys.executable, *map(str, arguments)]
+        log = tmp_path / f'program-{len(started)}.log'
+        started.append(Program(command, log, process_environment(**(environment or {}))))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.end_group()
+
+
+@pytest.fixture
+def start_train(start, image_folder, tmp_path):
+    """Starts train.py as a program of its own on the image folder, with the defaults of `train`.
+
+    Args:
+        launcher: arguments of Python before the script's name (torchrun and its options).
+    """
+
+    def start_train(*options, experiment='run', launcher=(), environment=None):
+        argv = train_argv(image_folder, tmp_path, '--experiment', experiment, *options)
+        return start(*launcher, 'train.py', *argv, environment=environment)
+
+    return start_train
+
+
+def process_environment(**extra):
+    """Environment of a program under test: one thread, no process group, no Weights & Biases server."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(('SLURM_', 'WORLD_SIZE'))}
+    return {**kept, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'WANDB_MODE': 'offline', **extra}
