@@ -3,11 +3,13 @@
 import shlex
 import threading
 import time
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from regaug.data import mixing_active
 from regaug.errors import OptionError
@@ -110,7 +112,9 @@ class BenchmarkRun(Run):
     def __init__(self, args, *, num_turns):
         super().__init__(args)
         self.num_turns = num_turns
-        self.phase = phase_at(max(args.epochs - 1, 0), args)
+        # The last epoch of the schedule: the warm-up phases of the methods are over.
+        self.epoch = max(args.epochs - 1, 0)
+        self.phase = phase_at(self.epoch, args, args.epochs)
         self.prepare()
         self.build_model()
         self.build_data()
@@ -145,8 +149,8 @@ class BenchmarkRun(Run):
 
 
 def engine_loop(run, loader):
-    """The real training loop, in the last epoch of the schedule: warm-up phases of the methods are over."""
-    run.engine.train_one_epoch(max(run.args.epochs - 1, 0), loader, run.train_data.mixup_fn)
+    """The real training loop."""
+    run.engine.train_one_epoch(run.epoch, loader, run.train_data.mixup_fn)
 
 
 def bare_loop(run, loader):
@@ -187,12 +191,16 @@ class Contender:
         options: options of train.py; the first word may be `bare` or `forward` for these loops instead of the engine.
         common: options that stand before them.
         num_turns: updates in all.
+        count_flops: count operations, in the place of compilation; slow.
+
+    Attributes:
+        flops: operations of matrix products and convolutions so far, with `count_flops`.
 
     Raises:
         OptionError: An option that train.py would refuse.
     """
 
-    def __init__(self, options, *, common, num_turns):
+    def __init__(self, options, *, common, num_turns, count_flops=False):
         words = shlex.split(options)
         self.label = options or 'plain'
         self.loop = LOOPS.get(words[0], engine_loop) if words else engine_loop
@@ -200,10 +208,20 @@ class Contender:
             words = words[1:]
         # The embedded data set needs no folder; nothing is read from it.
         args = parse_train(['--dataset', 'regaug/digits', *shlex.split(common), *words])
+        self._counter = FlopCounterMode(display=False) if count_flops else nullcontext()
+        if count_flops:
+            args.torchcompile, args.gradaug_compile = None, 0
         self.run = BenchmarkRun(args, num_turns=num_turns)
         self.turns = self.run.train_data.loader
-        self.num_parameters = sum(parameter.numel() for parameter in self.run.model.parameters())
-        self.turns.start(lambda turns: self.loop(self.run, turns))
+        self.turns.start(self._run_loop)
+
+    def _run_loop(self, turns):
+        with self._counter:  # holds in the thread that enters it
+            self.loop(self.run, turns)
+
+    @property
+    def flops(self):
+        return self._counter.get_total_flops()
 
     @property
     def input(self):

@@ -9,11 +9,13 @@ The rules of measurement are in README.md beside this file.
 """
 
 import argparse
+import gc
 import logging
 import os
 import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,26 +28,43 @@ from regaug.errors import OptionError
 MIB = 2**20
 
 
+@dataclass
+class Result:
+    """What was measured of one configuration.
+
+    Attributes:
+        label: its options.
+        seconds: of each timed update.
+        processor_seconds: of the whole process in each timed update.
+        peak: bytes, or None.
+        flops: operations per image and update, averaged over the timed updates, or None.
+    """
+
+    label: str
+    seconds: list = field(default_factory=list)
+    processor_seconds: list = field(default_factory=list)
+    peak: int | None = None
+    flops: float | None = None
+
+
 def main(argv=None):
     args = parse(argv)
-    # A report of every run's own lines would bury ours; what it warns of (waiting for data) is our doing.
-    logging.getLogger('train').setLevel(logging.ERROR)
+    quiet_runs()
+    hardware = environment()
     options = [args.base, *args.others]
-    environment_rows = environment()
-    peaks = [None] * len(options)
-    if not args.no_memory:
-        peaks = [measured_apart(each, args.common, args.memory_updates) for each in options]
+    peaks = [measured_apart(each, args) if args.memory_updates else None for each in options]
+    flops = [flops_per_image(each, args) if args.flops else None for each in options]
     contenders = [Contender(each, common=args.common, num_turns=args.warmup + args.rounds) for each in options]
     check_comparable(contenders)
-    measurements = interleave(contenders, warmup=args.warmup, rounds=args.rounds)
-    ratios = [paired_ratios(column(measurements, index), column(measurements, 0)) for index in range(len(options))]
-    text = report(args, contenders, measurements, ratios, peaks, environment_rows)
-    labels = [contender.label for contender in contenders]
-    raw = [(round_, labels[index], *times) for round_, index, *times in measurements]
+    results = [
+        Result(contender.label, peak=peak, flops=count)
+        for contender, peak, count in zip(contenders, peaks, flops, strict=True)
+    ]
+    raw = interleave(contenders, results, warmup=args.warmup, rounds=args.rounds)
+    text = report(args.name, results, settings(args, contenders[0]) + hardware, limit=args.limit)
     path = write_report(args.output, args.name, text, ['round', 'configuration', 'seconds', 'cpu_seconds'], raw)
     print(f'{text}\n{path}')
-    exceeded = args.limit is not None and any(Spread.of(each).median > args.limit for each in ratios[1:])
-    return 1 if exceeded else 0
+    return int(args.limit is not None and any(ratio_to(results[0], each).median > args.limit for each in results[1:]))
 
 
 def parse(argv):
@@ -57,112 +76,152 @@ def parse(argv):
     parser.add_argument('--rounds', type=int, default=30, help='timed updates of each configuration')
     parser.add_argument('--warmup', type=int, default=5, help='updates of each configuration before the timed ones')
     parser.add_argument('--limit', type=float, help='exit with status 1 when a median ratio exceeds this')
-    parser.add_argument('--no-memory', action='store_true', help='time only')
-    parser.add_argument('--memory-updates', type=int, default=4, help='updates over which memory is observed')
+    parser.add_argument('--flops', action='store_true', help='count operations too, at batch size 2')
+    parser.add_argument('--memory-updates', type=int, default=4, help='updates to observe memory over, 0: none')
     parser.add_argument('--output', default=Path(__file__).parent / 'results', help='folder of the report')
     return parser.parse_args(argv)
 
 
-def interleave(contenders, *, warmup, rounds):
-    """Lets all configurations make one update a round, in an order drawn anew for each round.
+def quiet_runs():
+    """Keep the log of the runs out of ours; what it would warn of, waiting for data, is our doing."""
+    logging.getLogger('train').setLevel(logging.ERROR)
+
+
+def interleave(contenders, results, *, warmup, rounds):
+    """Let all configurations make one update a round, in an order drawn anew for each round.
+
+    Args:
+        contenders: anything with `step()` -> (seconds, processor seconds).
+        results: get the times of the timed rounds.
 
     Returns:
-        [(round, index of the configuration, seconds, processor seconds), ...] without the warm-up.
+        [(round, label, seconds, processor seconds), ...] in the order in which they were measured.
     """
-    order_of_round = random.Random(0)
-    measurements = []
+    shuffle = random.Random(0)
+    raw = []
     for round_ in range(-warmup, rounds):
-        order = order_of_round.sample(range(len(contenders)), len(contenders))
-        measured = [(round_, index, *contenders[index].step()) for index in order]
-        if round_ >= 0:
-            measurements += measured
-    return measurements
+        for index in shuffle.sample(range(len(contenders)), len(contenders)):
+            seconds, processor_seconds = contenders[index].step()
+            if round_ >= 0:
+                results[index].seconds.append(seconds)
+                results[index].processor_seconds.append(processor_seconds)
+                raw.append((round_, results[index].label, seconds, processor_seconds))
+    return raw
 
 
-def column(measurements, index, *, processor=False):
-    """Seconds (or processor seconds) of one configuration, in the order of the rounds."""
-    return [row[3 if processor else 2] for row in measurements if row[1] == index]
+def flops_per_image(options, args):
+    """Operations of a configuration in the updates that will be timed, which draw the same widths and sizes."""
+    contender = Contender(options, common=f'{args.common} -b 2', num_turns=args.warmup + args.rounds, count_flops=True)
+    for _ in range(args.warmup):
+        contender.step()
+    before = contender.flops
+    for _ in range(args.rounds):
+        contender.step()
+    return (contender.flops - before) / args.rounds / 2
 
 
-def measured_apart(options, common, updates):
+def measured_apart(options, args):
     """Peak memory of a configuration in a fresh process, see `peak_memory`."""
     # Every larger block then goes back to the system when it is freed: what is resident is what is in use.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
     try:
         with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-            return pool.submit(peak_memory, options, common, updates).result()
+            return pool.submit(peak_memory, options, args.common, args.memory_updates).result()
     finally:
         del os.environ['MALLOC_MMAP_THRESHOLD_']
 
 
 def peak_memory(options, common, updates):
-    """Peak memory in bytes of model, optimiser, batches and updates.
+    """Peak memory in bytes of model, optimiser, batches and updates in this process.
 
-    On CUDA what torch had allocated; on Linux CPUs the growth of the resident set over the imported libraries.
-    `None` elsewhere.
+    On CUDA what torch had allocated. On the CPU the tensors that live before the first update, and the growth of the
+    process's resident set from there, as Linux tells it; so libraries loaded and plans made at the start do not count.
+    `None` on other systems.
     """
-    logging.getLogger('train').setLevel(logging.ERROR)
+    quiet_runs()
+    contender = Contender(options, common=common, num_turns=updates)
     status = Path('/proc/self/status')
-    before = 0
     if status.exists():
         Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
-        before = resident(status, 'VmRSS')
-    contender = Contender(options, common=common, num_turns=updates)
+        before = resident(status, 'VmRSS') - live_tensor_bytes()
     for _ in range(updates):
         contender.step()
     if contender.run.device.type == 'cuda':
         return torch.cuda.max_memory_allocated(contender.run.device)
-    return resident(status, 'VmHWM') - before if before else None
+    return resident(status, 'VmHWM') - before if status.exists() else None
 
 
-def resident(status, field):
+def resident(status, name):
     """A size in bytes from Linux's status of a process: `VmRSS` now, `VmHWM` at most."""
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f'{field}:'))
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f'{name}:'))
     return int(line.split()[1]) * 1024
 
 
-def report(args, contenders, measurements, ratios, peaks, environment_rows):
-    """The report as markdown: a row for each configuration, then how it was measured."""
-    base_seconds = sum(column(measurements, 0))
-    base_processor = column(measurements, 0, processor=True)
+def live_tensor_bytes():
+    """Memory of all CPU tensors that Python knows, each storage once."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    storages = [each.untyped_storage() for each in tensors if each.device.type == 'cpu']
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def ratio_to(base, result):
+    """Spread of a configuration's time over the base's in the same rounds."""
+    return Spread.of(paired_ratios(result.seconds, base.seconds))
+
+
+def settings(args, contender):
+    """What was run, as (name, value) pairs."""
+    run, input = contender.run, contender.input
+    parameters = list(run.model.parameters())
+    count, size = sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
+    return [
+        ('common options', f'`{args.common}`'),
+        ('batch', f'{list(input.shape)} {input.dtype} on {input.device}, {run.args.num_classes} classes'),
+        ('parameters', f'{count:,}, {size / MIB:.1f} MiB'),
+        ('updates', f'{args.rounds} of each configuration, one a round, after {args.warmup} of warm-up'),
+    ]
+
+
+def report(name, results, settings, *, limit=None):
+    """The report as markdown: a row for each configuration, the first of which is the base, then the settings."""
+    base = results[0]
     rows = []
-    for index, contender in enumerate(contenders):
-        seconds = column(measurements, index)
-        ratio = Spread.of(ratios[index])
-        processor = Spread.of(paired_ratios(column(measurements, index, processor=True), base_processor))
+    for result in results:
+        ratio = ratio_to(base, result)
+        processor = Spread.of(paired_ratios(result.processor_seconds, base.processor_seconds))
         rows.append(
             [
-                f'`{contender.label}`',
-                Spread.of(seconds).text(4),
+                f'`{result.label}`',
+                Spread.of(result.seconds).text(4),
                 ratio.text(3),
-                f'{sum(seconds) / base_seconds:.3f}',
+                f'{sum(result.seconds) / sum(base.seconds):.3f}',
                 processor.text(3),
-                *memory_cells(peaks[index], peaks[0]),
-                verdict(ratio.median, args.limit) if index else 'base',
+                '' if result.flops is None else f'{result.flops / base.flops:.3f}',
+                '' if result.peak is None else f'{result.peak / MIB:.1f}',
+                '' if result.peak is None else f'{result.peak / base.peak:.3f}',
+                'base' if result is base else verdict(ratio.median, limit),
             ]
         )
-    header = ['configuration', 'seconds', 'ratio', 'ratio of sums', 'ratio of processor time', 'peak MiB', 'ratio', '']
-    input = contenders[0].input
-    parameters = contenders[0].num_parameters
-    settings = [
-        ('common options', f'`{args.common}`'),
-        ('batch', f'{list(input.shape)}, {contenders[0].run.args.num_classes} classes, {input.dtype}, {input.device}'),
-        ('parameters', f'{parameters:,} ({parameters * 4 / MIB:.1f} MiB in float32)'),
-        ('updates', f'{args.rounds} of each configuration, one a round, after {args.warmup} of warm-up'),
-        *environment_rows,
+    header = [
+        'configuration',
+        'seconds',
+        'ratio',
+        'of sums',
+        'of processor time',
+        'of operations',
+        'peak MiB',
+        'of peaks',
+        '',
     ]
     return (
-        f'# Cost of an update: {args.name}\n\n'
-        'Seconds per update and its ratio to the first row: median (minimum to maximum) over rounds.\n\n'
+        f'# Cost of an update: {name}\n\n'
+        'Seconds per update: median (minimum to maximum). Ratios are to the first row: of the seconds in the same\n'
+        'round, median (minimum to maximum); of the sums over all rounds; of processor time in the same round; of the\n'
+        'operations of matrix products and convolutions; of peak memory.\n\n'
         f'{markdown_table(header, rows)}\n\n'
         f'{markdown_table(["measured with", ""], settings)}\n'
     )
-
-
-def memory_cells(peak, base_peak):
-    if peak is None:
-        return ['', '']
-    return [f'{peak / MIB:.1f}', f'{peak / base_peak:.3f}']
 
 
 def verdict(ratio, limit):

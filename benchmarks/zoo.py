@@ -304,9 +304,7 @@ def write(rows: list[dict], args):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    counts = {
-        verdict: sum(row['verdict'] == verdict for row in rows) for verdict in sorted({r['verdict'] for r in rows})
-    }
+    counts = collections.Counter(row['verdict'] for row in rows)
     lines = [
         '# Which networks of timm can be slimmed',
         '',

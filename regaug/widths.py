@@ -23,8 +23,6 @@ from regaug.slimmable.structure import batch_norms
 
 _logger = logging.getLogger('validate')
 
-SPLIT = 'train'
-
 
 def networks_at_widths(args, model, data):
     """Yields the networks to evaluate, each with the columns that its result row has on top of the usual ones.
@@ -93,11 +91,14 @@ def open_training_set(args, data):
     Raises:
         OptionError: There is no such split.
     """
-    dataset = data.open(SPLIT)
+    split = args.calibrate_split
+    dataset = data.open(split)
     source = getattr(dataset, 'reader', dataset)
     # timm takes the data folder itself for a split without a folder of its own.
     if isinstance(source, ReaderImageFolder | ImageFolder) and Path(source.root) == Path(args.data or args.data_dir):
-        raise OptionError(f'--data-dir {source.root}: no {SPLIT} folder in it, whose images --width below 1 needs.')
+        raise OptionError(
+            f'--calibrate-split {split}: no such folder in --data-dir {source.root}; --width below 1 needs its images.'
+        )
     if isinstance(dataset, IterableDataset):
         return dataset
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))

@@ -39,7 +39,7 @@ OUR_TRAIN_OPTIONS = {
     '--refine-plain': False,
     '--manifold-mixup': 0.0,
 }
-OUR_VALIDATE_OPTIONS = {'--width': None, '--calibrate-images': 5120}
+OUR_VALIDATE_OPTIONS = {'--width': None, '--calibrate-images': 5120, '--calibrate-split': 'train'}
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_a_model_without_batch_norm_needs_no_training_images(run, images, folder
 def test_training_images_missing_for_the_calibration_are_named(refusal, folder, checkpoint, monkeypatch):
     monkeypatch.setattr('validate.evaluate', lambda *_: pytest.fail('an evaluation was spent'))
     complaint = refusal('--checkpoint', checkpoint, '--width', 1.0, 0.5, data=['--data-dir', folder / 'val'])
-    assert 'no train folder' in complaint
+    assert '--calibrate-split train' in complaint
     assert '--width' in complaint
 
 

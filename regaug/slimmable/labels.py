@@ -41,10 +41,12 @@ class Channels:
 
     @property
     def root(self) -> 'Channels':
-        channels = self
-        while channels.parent is not None:
-            channels = channels.parent
-        return channels
+        root = self
+        while root.parent is not None:
+            root = root.parent
+        if root is not self:
+            self.parent = root  # shortens the way for the next time
+        return root
 
     @property
     def slimmable(self) -> bool:

@@ -106,5 +106,6 @@ WIDTHS = Group(
             5120,
             'training images that re-estimate the batch-norm statistics of each width below 1',
         ),
+        Option('--calibrate-split', None, 'train', 'split that these images come from'),
     ),
 )
