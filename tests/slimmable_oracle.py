@@ -99,6 +99,7 @@ def statistics_of_kept_channels():
 
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest absolute difference, relative to the largest reference value."""
+    value, reference = value.detach(), reference.detach()
     return float((value - reference).abs().max() / reference.abs().max().clamp_min(1e-300))
 
 
@@ -119,3 +120,21 @@ def gradient_errors(model: nn.Module, zeroed: nn.Module, plan, counts) -> tuple[
         clean &= not parameter.grad[~kept].any()
         worst = max(worst, float((parameter.grad - reference)[kept].abs().max()) / largest)
     return worst, clean
+
+
+def assert_equals_zeroed_network(twin, model: nn.Module, x: torch.Tensor, width: float, only_outputs: bool = True):
+    """The sub-network's output and gradients are those of the full-size network with its dropped channels zeroed."""
+    counts = twin.plan.counts(width, twin.width_divisor)
+    zeroed = zeroed_copy(model, twin.plan, counts, only_outputs)
+    with statistics_of_kept_channels():
+        expected = zeroed(x)
+        expected.square().sum().backward()
+        model.zero_grad()
+        with twin.at(width):
+            output = twin(x)
+        output.square().sum().backward()
+    twin.clear()
+    assert relative_error(output, expected) < 1e-9
+    error, others_are_zero = gradient_errors(model, zeroed, twin.plan, counts)
+    assert error < 1e-9
+    assert others_are_zero

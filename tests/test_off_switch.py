@@ -97,7 +97,8 @@ def plain_training(folder, *, model_name, opt, mixing=None, workers=0, steps=1, 
             if ema:
                 for input, _ in eval_loader:
                     task.get_eval_model(ema=True)(input)
-        scheduler.step(epoch + 1)
+        if epoch + 1 < EPOCHS:  # the last checkpoint has the rates of its epoch
+            scheduler.step(epoch + 1)
     return task, optimizer, rows
 
 
