@@ -89,6 +89,7 @@ def run_epoch(run, epoch):
         reseed_epoch(args.seed, epoch, args.rank)
     run.train_data.set_epoch(epoch)
     train_metrics = run.engine.train_one_epoch(epoch, run.train_data.loader, run.train_data.mixup_fn)
+    run.report.on_unreadable(getattr(run.train_set, 'num_unreadable', 0))
     share_batch_norm(run, task.get_trainable_module())
 
     if (epoch + 1) % args.val_interval != 0 and epoch + 1 != run.num_epochs:

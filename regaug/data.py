@@ -49,7 +49,8 @@ def class_index(dataset):
     """Mapping from class name to class index where the data set knows it, else None."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
-    return getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or None
+    source = getattr(dataset, 'reader', dataset)
+    return getattr(source, 'class_to_idx', None) or getattr(source, 'class_name_to_idx', None)
 
 
 def check_classes(train_set, eval_set, num_classes, *, given):

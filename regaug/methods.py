@@ -9,6 +9,7 @@ from timm.utils import unwrap_model
 from regaug.depth import DepthTwin, take_drop_path
 from regaug.errors import OptionError
 from regaug.gradaug import GradAug, default_sizes
+from regaug.manifold import ManifoldMixup, find_stages
 from regaug.slimmable import SlimmablePlan, Twin
 from regaug.slimmable.structure import structure_copy, to_meta
 
@@ -68,6 +69,28 @@ def create_gradaug(args, model, input_size):
         cost = gradaug.expected_cost(share_of_flops, height)
         _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
     return gradaug
+
+
+def create_manifold_mixup(args, model, input_size):
+    """Manifold Mixup for these options, None without.
+
+    Raises:
+        OptionError: when the model names no stages.
+    """
+    if not args.manifold_mixup:
+        return None
+    stages = find_stages(model, input_size)
+    if not stages:
+        raise OptionError(f'--manifold-mixup {args.manifold_mixup:g}: --model {args.model} names no feature stages.')
+    if args.rank == 0:
+        _logger.info(f'Manifold Mixup: at the input or after one of {", ".join(stages)}.')
+    return ManifoldMixup(
+        stages,
+        alpha=args.manifold_mixup,
+        seed=args.seed,
+        num_classes=args.num_classes,
+        smoothing=args.smoothing,
+    )
 
 
 def plan_widths(args, model, input_size):

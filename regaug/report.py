@@ -32,6 +32,7 @@ class Report:
         self.eval_seconds = AverageMeter()
         self.phase = None
         self.last_record = None
+        self.num_unreadable = 0
         self._picture_due = False
         self._warned_of_data = False
 
@@ -95,6 +96,12 @@ class Report:
         if self._picture_due and self.wandb_log is not None and torch.is_tensor(input):
             self.wandb_log.on_picture(input, target, self.phase)
         self._picture_due = False
+
+    def on_unreadable(self, count):
+        """Warn when images could not be read; `count` is over the whole run, on this rank."""
+        if count > self.num_unreadable:
+            _logger.warning(f'{count} times so far an unreadable image was replaced by another one.')
+        self.num_unreadable = count
 
     def on_eval_batch(self, batch_idx, last_idx, batch_time, metrics, *, ema):
         if batch_idx == last_idx:

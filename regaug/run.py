@@ -14,7 +14,7 @@ from regaug.checkpoints import Resumed, Saver, find_newest, next_epoch, read_che
 from regaug.data import TrainLoader, check_classes, create_datasets, create_eval_loader
 from regaug.engine import Engine, updates_per_epoch
 from regaug.interrupt import StopRequest
-from regaug.methods import attach_subnetworks, create_gradaug
+from regaug.methods import attach_subnetworks, create_gradaug, create_manifold_mixup
 from regaug.model import build_model, place_model, resolve_learning_rate
 from regaug.options import args_as_yaml
 from regaug.phases import phase_at, refine_lr, set_learning_rate
@@ -55,6 +55,7 @@ class Run:
         model = build_model(args)
         self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
         self.gradaug = create_gradaug(args, model, self.data_config['input_size'])
+        self.manifold_mixup = create_manifold_mixup(args, model, self.data_config['input_size'])
         if args.naflex_loader:
             self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
         self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
@@ -101,7 +102,13 @@ class Run:
         resolve_learning_rate(args, self.train_data.loader)
         criterion = create_criterion(phase_at(0, args).options)
         self.task = create_task(
-            args, self.model, criterion, device=self.device, precision=self.precision, gradaug=self.gradaug
+            args,
+            self.model,
+            criterion,
+            device=self.device,
+            precision=self.precision,
+            gradaug=self.gradaug,
+            manifold_mixup=self.manifold_mixup,
         )
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs

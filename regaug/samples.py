@@ -4,11 +4,14 @@ import logging
 import multiprocessing
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from regaug.errors import OptionError
 
 _logger = logging.getLogger('train')
+# What Pillow raises for broken images, and timm's data set (a RuntimeError, after it has logged the reason).
+_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError, RuntimeError)
 _MAX_NEIGHBOURS = 50  # so many unreadable images in a row are no accident
 
 
@@ -57,7 +60,7 @@ class Samples(Dataset):
             index = self._index((position + offset) % len(self))
             try:
                 return self.dataset[index]
-            except (OSError, RuntimeError) as error:
+            except _UNREADABLE as error:
                 if isinstance(error, RuntimeError) and 'consecutive samples' not in str(error):
                     raise
                 with self._unreadable.get_lock():
@@ -68,16 +71,17 @@ class Samples(Dataset):
     def filename(self, index, basename=False, absolute=False):
         if hasattr(self.dataset, 'filename'):
             return self.dataset.filename(index, basename=basename, absolute=absolute)
-        return f'sample {index}'
+        samples = getattr(self.dataset, 'samples', None)  # torchvision's folders
+        return samples[index][0] if samples else f'sample {index}'
 
 
 def sample_labels(dataset):
     """Class index of every sample of a map-style data set, int64 array [N]; from its index where it keeps one."""
-    reader = getattr(dataset, 'reader', None)
+    reader = getattr(dataset, 'reader', dataset)
+    if hasattr(reader, 'targets'):
+        return np.array([int(target) for target in reader.targets])
     if hasattr(reader, 'samples'):
         return np.array([sample[1] for sample in reader.samples])
-    if hasattr(dataset, 'targets'):
-        return np.array(dataset.targets)
     _logger.info(f'{type(dataset).__name__} keeps no list of its labels: reading all {len(dataset)} samples once.')
     return np.array([dataset[index][1] for index in range(len(dataset))])
 

@@ -23,11 +23,13 @@ from timm.task import (
     LogitDistillationTask,
     TokenDistillationTask,
 )
+from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regaug.data import mixing_active
 from regaug.gradaug import SubnetSwitch
+from regaug.manifold import mix, mixed_after
 from regaug.terms import FULL
 
 _logger = logging.getLogger('train')
@@ -70,11 +72,14 @@ class RegAugTask(LossTerms, ClassificationTask):
 
     Args:
         gradaug: `GradAug`, or None.
+        manifold_mixup: `ManifoldMixup`, or None.
         rank: this process among those that train together.
     """
 
-    def __init__(self, model, criterion, *, gradaug=None, rank=0, **kwargs):
+    def __init__(self, model, criterion, *, gradaug=None, manifold_mixup=None, rank=0, **kwargs):
         super().__init__(model, criterion, **kwargs)
+        self.manifold_mixup = manifold_mixup
+        self.manifold_mixup_on = manifold_mixup is not None
         self.gradaug = gradaug
         self.gradaug_on = gradaug is not None
         self.rank = rank
@@ -84,13 +89,14 @@ class RegAugTask(LossTerms, ClassificationTask):
     def start_phase(self, phase, criterion):
         super().start_phase(phase, criterion)
         self.gradaug_on = self.gradaug is not None and phase.gradaug
+        self.manifold_mixup_on = self.manifold_mixup is not None and phase.options.manifold_mixup > 0
 
     def begin_update(self, num_updates):
         self.num_updates = num_updates
         self.micro_batch = 0
 
     def loss_terms(self, input, target):
-        terms = super().loss_terms(input, target)
+        terms = self._mixed_terms(input, target) if self.manifold_mixup_on else super().loss_terms(input, target)
         if self.gradaug_on and self.gradaug.runs_in(self.num_updates):
             [(_, full)] = terms
             terms = self.gradaug.loss_terms(
@@ -105,6 +111,21 @@ class RegAugTask(LossTerms, ClassificationTask):
             )
         self.micro_batch += 1
         return terms
+
+    def _mixed_terms(self, input, target):
+        """The full network's term under Manifold Mixup."""
+        manifold_mixup = self.manifold_mixup
+        stage, ratio, permutation = manifold_mixup.draw(len(target), self.num_updates, self.rank, self.micro_batch)
+        module = unwrap_model(self.trainable_module).get_submodule(stage) if stage else None
+        if module is None:
+            input = mix(input, ratio, permutation)
+        [(name, full)] = super().loss_terms(input, manifold_mixup.mix_target(target, ratio, permutation))
+
+        def mixed():
+            with mixed_after(module, ratio, permutation):
+                return full()
+
+        return [(name, mixed)]
 
     def _forward_subnet(self, input):
         if isinstance(self.trainable_module, DistributedDataParallel):
@@ -156,7 +177,7 @@ def create_criterion(options):
     )
     if options.jsd_loss:
         return JsdCrossEntropy(num_splits=options.aug_splits, smoothing=options.smoothing)
-    if mixing_active(options):
+    if mixing_active(options) or options.manifold_mixup > 0:
         return BinaryCrossEntropy(**binary) if options.bce_loss else SoftTargetCrossEntropy()
     if options.smoothing:
         if options.bce_loss:
@@ -167,11 +188,13 @@ def create_criterion(options):
     return nn.CrossEntropyLoss()
 
 
-def create_task(args, model, criterion, *, device, precision, gradaug=None):
+def create_task(args, model, criterion, *, device, precision, gradaug=None, manifold_mixup=None):
     """The task for these options: classification, or one of timm's distillation tasks under `--kd-model-name`."""
     common = dict(device=device, dtype=precision.model_dtype, verbose=args.rank == 0)
     if args.kd_model_name is None:
-        task = RegAugTask(model, criterion, gradaug=gradaug, rank=args.rank, **common)
+        task = RegAugTask(
+            model, criterion, gradaug=gradaug, manifold_mixup=manifold_mixup, rank=args.rank, **common
+        )
     else:
         distillation = dict(
             student_model=model,

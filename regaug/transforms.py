@@ -3,12 +3,26 @@
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torchvision import transforms
+from torchvision.transforms import functional
+
+
+class ResizeToHold:
+    """Resize a PIL image, keeping its aspect ratio, to the smallest size that holds (height, width)."""
+
+    def __init__(self, size, interpolation):
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, image):
+        scale = max(self.size[0] / image.height, self.size[1] / image.width)
+        size = [round(image.height * scale), round(image.width * scale)]
+        return functional.resize(image, size, self.interpolation)
 
 
 def use_pad_crop(dataset, data_config, *, padding, mode):
     """Replace the random resized crop of a training set by the CIFAR augmentation: pad, then crop at random.
 
-    Images of another size are first resized so that their shorter side fits.
+    Images of another size are first resized, keeping their aspect ratio, to the smallest size that holds the input.
 
     Args:
         dataset: training set whose transform timm has set.
@@ -22,7 +36,7 @@ def use_pad_crop(dataset, data_config, *, padding, mode):
     interpolation = str_to_interp_mode(data_config['interpolation'])
     steps[0] = transforms.Compose(
         [
-            transforms.Resize(max(height, width), interpolation=interpolation),
+            ResizeToHold((height, width), interpolation),
             transforms.RandomCrop((height, width), padding=padding, padding_mode=mode),
         ]
     )

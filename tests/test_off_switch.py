@@ -90,13 +90,11 @@ def plain_training(folder, *, model_name, opt, mixing=None, workers=0, steps=1, 
                 task.update_ema(step=num_updates)
                 scheduler.step_update(num_updates)
         rows.append((math.fsum(losses) / len(losses), optimizer.param_groups[0]['lr']))
-        model.eval()
+        task.eval()
         with torch.inference_mode():
-            for input, _ in eval_loader:  # evaluation draws from the generators as well, when its workers start
-                model(input)
-            if ema:
-                for input, _ in eval_loader:
-                    task.get_eval_model(ema=True)(input)
+            for evaluated in [model, *([task.get_eval_model(ema=True)] if ema else [])]:
+                for input, _ in eval_loader:  # its workers' seeds are drawn from the same stream
+                    evaluated(input)
         if epoch + 1 < EPOCHS:  # the last checkpoint has the rates of its epoch
             scheduler.step(epoch + 1)
     return task, optimizer, rows
@@ -189,3 +187,15 @@ def test_soft_loss_of_the_full_network_against_itself_is_zero():
     (_, full), (_, sub) = task.loss_terms(*batch)
     full()
     assert abs(sub()['loss'].item()) < 1e-6
+
+
+def test_logging_to_wandb_changes_no_weight(train, tmp_path, monkeypatch):
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_DIR', str(tmp_path))
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    common = ['--model', 'test_efficientnet', '--drop', 0.2, '--log-interval', 1, '--cutmix', 1.0]
+    plain = train(*common, experiment='plain')
+    logged = train(*common, '--log-wandb', '--wandb-project', 'test', experiment='logged')
+    assert list(tmp_path.glob('wandb/offline-run-*/*.wandb'))
+    assert_equal(read_checkpoint(logged / 'last.pth.tar')['state_dict'], read_checkpoint(plain / 'last.pth.tar')['state_dict'])
+    assert read_summary(logged) == read_summary(plain)

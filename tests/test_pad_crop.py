@@ -28,8 +28,9 @@ def find_places(delivered, images, height, width, mode):
             table[crop.tobytes()] = (index, place)
     places = {}
     for image in delivered:
-        assert image.tobytes() in table, 'not a crop of any padded image'
-        index, place = table[image.tobytes()]
+        found = table.get(image.tobytes())
+        assert found is not None, 'an image is no crop of any padded one'
+        index, place = found
         places.setdefault(index, []).append(place)
     return places
 

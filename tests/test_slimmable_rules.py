@@ -84,12 +84,12 @@ class SharedWeight(Net):
 class Attention(Net):
     def __init__(self, heads):
         super().__init__(16)
-        self.heads = heads
+        self.heads, self.head_size = heads, 32 // heads
         self.qkv, self.out = nn.Linear(16, 3 * 32), nn.Linear(32, 16)
 
     def body(self, x):
         tokens = x.flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, 32 // self.heads)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, self.head_size)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return (tokens + self.out(out)).transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -97,10 +97,10 @@ class Attention(Net):
 class LearntQueries(Net):
     def __init__(self):
         super().__init__(16)
-        self.queries = nn.Parameter(torch.randn(7, 16))
+        self.queries, self.project = nn.Parameter(torch.randn(7, 16)), nn.Linear(16, 16)
 
     def body(self, x):
-        weights = torch.softmax(self.queries @ x.flatten(2), -1)
+        weights = torch.softmax(self.project(self.queries).expand(len(x), -1, -1) @ x.flatten(2), -1)
         return (weights @ x.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(-1)
 
 
@@ -150,7 +150,7 @@ def test_learnt_queries_are_not_slimmed():
     model, twin = planned(LearntQueries())
     assert_equals_zeroed_network(twin, model, torch.randn(4, 3, 8, 8).double(), 0.5)
     twin.set(0.5)
-    assert twin.module.queries.shape == (7, 8)
+    assert twin.module.queries.shape == (7, 16)
 
 
 @pytest.mark.parametrize('net, reason', [(HardCodedSize, 'hard-coded'), (UnknownOperator, 'sort')])

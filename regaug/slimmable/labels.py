@@ -127,7 +127,8 @@ def freeze(axis: Axis, reason: str) -> int:
 
 def why_frozen(axis: Axis) -> str:
     """The reason why the first frozen class of an axis is frozen; empty if none is."""
-    reasons = (channels.root.reason for channels, _ in axis or [] if channels is not None)
+    roots = [channels.root for channels, _ in axis or [] if channels is not None]
+    reasons = (why_frozen(root.children) if root.children else root.reason for root in roots)
     return next(filter(None, reasons), '')
 
 

@@ -15,12 +15,13 @@ from torch import nn
 
 from regaug.slimmable.labels import Channels, Counts, kept_units, resolve, why_frozen
 from regaug.slimmable.layout import Layout
-from regaug.slimmable.structure import structure_copy, to_meta, untrack_batch_statistics
+from regaug.slimmable.structure import named_tensors, structure_copy, to_meta, untrack_batch_statistics
 from regaug.slimmable.trace import run_trace, untouched_generators
 from regaug.slimmable.verify import verify
 
 TRACE_BATCH = 2  # batch-norm in train mode needs more than one value per channel
 NAMES_IN_REPORT = 3
+NOT_LEARNT = 'it holds no output channels of a convolution or projection'
 
 
 class SlimmablePlan:
@@ -124,16 +125,17 @@ def _set_unit_sizes(layout: Layout):
 
 
 def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
-    """Modules with a weight of two or more dimensions: the slimmed ones, and the others with the reason."""
+    """Modules with a weight that has channels: the slimmed ones, and the others with the reason."""
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     layers, full = [], {}
-    for name, module in model.named_modules():
-        own = module.named_parameters(name, recurse=False)
-        weights = [key for key, parameter in own if parameter.dim() > 1 and key.endswith('weight')]
-        if any(layout.depends_on_width(key) for key in weights):
-            layers.append(name)
+    for module_name, module in model.named_modules():
+        own = [(key, parameter) for key, parameter in module.named_parameters(recurse=False) if key.endswith('weight')]
+        weights = [names[id(parameter)] for _, parameter in own if parameter.dim() > 1 and max(parameter.shape[:2]) > 1]
+        if any(layout.depends_on_width(name) for name in weights):
+            layers.append(module_name)
         elif weights:
-            reasons = [why_frozen(axis) for key in weights for axis in layout.axes.get(key, ())]
-            full[name] = next(filter(None, reasons), 'it holds no output channels of a learnt map')
+            reasons = [why_frozen(axis) for name in weights for axis in layout.axes[name][:2]]
+            full[module_name] = ' and '.join(dict.fromkeys(filter(None, reasons))) or NOT_LEARNT
     return layers, full
 
 

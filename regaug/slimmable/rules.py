@@ -136,12 +136,11 @@ def add_matmul(call: Call) -> list[list[Axis]]:
 def _multiply(call: Call, left, right) -> list[Axis]:
     left_axes, right_axes = call.axes(left), call.axes(right)
     unify(left_axes[-1], right_axes[-2], FULL_PARTNER)
-    for tensor, axis in ((left, left_axes[-2]), (right, right_axes[-1])):
-        if call.is_weight(tensor):
-            anchor(axis)
     axes = [*left_axes[:-1], right_axes[-1]]
     if left.dim() == 3:
         unify(left_axes[0], right_axes[0], FULL_PARTNER)
+    elif call.is_weight(right):  # as in x W^T; on the left stand learnt tokens, whose number is no width
+        anchor(right_axes[-1])
     call.patch('in_features', left.shape[-1], [left_axes[-1]])
     call.patch('out_features', right.shape[-1], [right_axes[-1]])
     call.count(*_sized(call.outputs[0], axes), (left.shape[-1], left_axes[-1]))

@@ -13,8 +13,19 @@ REFUSED = {
 }
 
 
+REFUSED_WITH_MANIFOLD_MIXUP = {
+    '--gradaug': 'sub-networks cannot follow a mixture of hidden features',
+    '--kd-model-name': 'the teacher cannot follow a mixture of hidden features',
+    '--grad-checkpointing': 'it runs the stages as parts, so that nothing can be mixed after them',
+    '--torchcompile': 'the place of the mixture changes from batch to batch',
+}
+
+
 def check_methods(args: Namespace):
     for method in METHODS:
         if value_of(args, method):
             for flag, why in REFUSED.items():
                 refuse_with(args, method, [flag], why)
+    if args.manifold_mixup:
+        for flag, why in REFUSED_WITH_MANIFOLD_MIXUP.items():
+            refuse_with(args, '--manifold-mixup', [flag], why)
