@@ -114,7 +114,7 @@ class BenchmarkRun(Run):
         self.num_turns = num_turns
         # The last epoch of the schedule: the warm-up phases of the methods are over.
         self.epoch = max(args.epochs - 1, 0)
-        self.phase = phase_at(self.epoch, args, args.epochs)
+        self.phase = phase_at(self.epoch, args)
         self.prepare()
         self.build_model()
         self.build_data()

@@ -26,6 +26,10 @@ from benchmarks.report import Spread, environment, markdown_table, paired_ratios
 from regaug.errors import OptionError
 
 MIB = 2**20
+_LEGEND = """Seconds per update: median (minimum to maximum). Ratios are to the first row: of the seconds in the same
+round, median (minimum to maximum); of the sums over all rounds; of processor time in the same round; of the
+operations of matrix products and convolutions; of peak memory.
+"""
 
 
 @dataclass
@@ -214,14 +218,8 @@ def report(name, results, settings, *, limit=None):
         'of peaks',
         '',
     ]
-    return (
-        f'# Cost of an update: {name}\n\n'
-        'Seconds per update: median (minimum to maximum). Ratios are to the first row: of the seconds in the same\n'
-        'round, median (minimum to maximum); of the sums over all rounds; of processor time in the same round; of the\n'
-        'operations of matrix products and convolutions; of peak memory.\n\n'
-        f'{markdown_table(header, rows)}\n\n'
-        f'{markdown_table(["measured with", ""], settings)}\n'
-    )
+    lines = [f'- {key}: {value}' for key, value in settings]
+    return '\n'.join([f'# Cost of an update: {name}', '', _LEGEND, markdown_table(header, rows), '', *lines, ''])
 
 
 def verdict(ratio, limit):

@@ -76,9 +76,9 @@ def check_classes(train_set, eval_set, num_classes, *, given):
     if found < num_classes:
         _logger.warning(f'The model has {num_classes} outputs for {found} classes; --num-classes {found} fits.')
     for name, index in (eval_classes or {}).items():
-        if train_classes.get(name, index) != index:
+        if train_classes.get(name) != index:
             raise OptionError(
-                f'--val-split: class {name!r} has index {index} there and {train_classes[name]} in training; '
+                f'--val-split: class {name!r} has index {index} there and {train_classes.get(name)} in training; '
                 f'are folders missing? --class-map fixes the indices.'
             )
 
@@ -88,8 +88,9 @@ def create_datasets(args, data_config):
 
     The training set comes back as `Samples`, unless it is iterable.
     """
+    in_data_folder = os.path.join(args.data_dir or '', args.class_map)
     common = dict(
-        class_map=args.class_map,
+        class_map=in_data_folder if args.class_map and os.path.isfile(in_data_folder) else args.class_map,
         download=args.dataset_download,
         batch_size=args.batch_size,
         seed=args.seed,

@@ -29,7 +29,7 @@ class Draw:
         width: kept fraction of the channels.
         size: height of the input after `scale` or `crop`, in pixels.
         quarter_turns: rotation by multiples of 90 degrees, 0 to 3.
-        top, left: place of the crop as fractions 0 to 1 of the room there is.
+        top, left: place of the crop among those there are, as fractions from 0 to below 1.
         flip: flip the batch from left to right.
     """
 
@@ -89,8 +89,8 @@ def transform(input, draw, names):
         elif name == 'rotate':
             input = torch.rot90(input, draw.quarter_turns, dims=(2, 3))
         elif name == 'crop':
-            top = round(draw.top * (input.shape[-2] - target[0]))
-            left = round(draw.left * (input.shape[-1] - target[1]))
+            top = int(draw.top * (input.shape[-2] - target[0] + 1))
+            left = int(draw.left * (input.shape[-1] - target[1] + 1))
             input = input[..., top : top + target[0], left : left + target[1]]
         elif name == 'flip' and draw.flip:
             input = input.flip(-1)

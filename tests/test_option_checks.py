@@ -201,8 +201,6 @@ TRAIN_REFUSALS = [
     # refinement
     ('--epochs 0', ['--epochs 0', '--refine-epochs']),
     ('--refine-epochs -1', ['--refine-epochs -1']),
-    ('--refine-fade 2', ['--refine-fade 2', '--refine-epochs']),
-    ('--refine-lr 0.1', ['--refine-lr 0.1', '--refine-epochs']),
     ('--refine-epochs 2 --refine-lr 0', ['--refine-lr 0', 'positive']),
     ('--refine-epochs 2 --refine-lr -1', ['--refine-lr -1', 'negative']),
     ('--refine-epochs 2 --epochs 5 --refine-fade 6', ['--refine-fade 6', '--epochs 5']),
@@ -337,6 +335,7 @@ ACCEPTED = [
     '--sched cosine --lr-cycle-limit 3 --lr-cycle-mul 2 --sched-on-updates --lr-noise 0.4 0.9',
     '--epochs 0 --refine-epochs 5 --sched cosine',
     '--epochs 5 --refine-epochs 5 --refine-fade 5',
+    '--refine-fade 2 --refine-lr 0.1 --refine-epochs 0',
     '--amp --amp-dtype bfloat16',
     '--model-dtype bfloat16',
     '--torchcompile',

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import itertools
 import logging
 import tarfile
 import warnings
@@ -58,7 +59,7 @@ def test_every_class_has_the_same_number_of_samples():
 def test_a_smaller_subset_is_part_of_a_larger_one_of_the_same_split():
     labels = np.random.default_rng(0).integers(0, 7, 500)
     subsets = [set(stratified_subset(labels, per_class, 5).tolist()) for per_class in range(1, 40)]
-    assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(subsets))
 
 
 def test_splits_are_different_random_subsets():

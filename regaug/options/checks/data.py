@@ -87,7 +87,10 @@ def check_folder(args: Namespace, *, may_be_missing: bool = False):
 
 
 def check_class_map(args: Namespace):
-    found = any(path.is_file() for path in (Path(args.class_map), Path(data_folder(args) or '', args.class_map)))
+    folder = Path(data_folder(args) or '')
+    # As given, in the data folder, or (where timm looks) in the folder of a split.
+    places = [Path(args.class_map), folder / args.class_map, *folder.glob(f'*/{args.class_map}')]
+    found = any(path.is_file() for path in places)
     require(args, '--class-map', found, 'there is no such file, not in the data folder either')
     require(args, '--class-map', Path(args.class_map).suffix.lower() in ('.txt', '.pkl'), 'must be a .txt or .pkl file')
 

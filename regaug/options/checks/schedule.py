@@ -81,9 +81,7 @@ def check_length(args: Namespace):
 
 
 def check_refinement(args: Namespace):
-    if not args.refine_epochs:
-        for flag, value in (('--refine-lr', args.refine_lr), ('--refine-fade', args.refine_fade)):
-            require(args, flag, not value, 'works with --refine-epochs only, which is 0')
+    if not args.refine_epochs:  # so that --refine-epochs 0 switches off what a recipe asks for
         return
     require(args, '--refine-lr', args.refine_lr != 0, 'must be positive')
     in_time = args.refine_fade <= args.epochs
