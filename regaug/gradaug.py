@@ -226,18 +226,18 @@ class GradAug:
         return [(FULL, full_term), *subnets]
 
     def expected_cost(self, share_of_flops, height, samples=256):
-        """Cost of an update relative to plain training, by FLOPs, averaged over the first updates' draws.
+        """Cost of an update relative to plain training, by FLOPs, averaged over the sizes and some updates' widths.
 
         Args:
             share_of_flops: function from a width to the share of FLOPs that its sub-network keeps.
             height: of the training images, in pixels.
         """
-        extra = sum(
-            share_of_flops(draw.width) * (draw.size / height) ** 2
-            for num_updates in range(samples)
-            for draw in self.draw(num_updates, height)
-        )
-        return 1 + extra / samples / self.every
+        resizes = 'scale' in self.transforms or 'crop' in self.transforms
+        sizes = (self.sizes or default_sizes(height)) if resizes else [height]
+        share_of_pixels = sum((size / height) ** 2 for size in sizes) / len(sizes)
+        draws = [draw for num_updates in range(samples) for draw in self.draw(num_updates, height)]
+        share_of_width = sum(share_of_flops(draw.width) for draw in draws) / samples
+        return 1 + share_of_width * share_of_pixels / self.every
 
 
 class SubnetSwitch(nn.Module):

@@ -54,6 +54,8 @@ def build_model(args):
         explain_weights(args, factory_kwargs, error)
         raise
     except TypeError as error:
+        if args.gradaug and args.gradaug_subnet == 'depth' and 'drop_path_rate' in str(error):
+            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.') from error
         raise OptionError(f'--model {args.model}: {error} (--drop-path, --model-kwargs, ...)') from error
     if args.head_init_scale is not None:
         with torch.no_grad():
