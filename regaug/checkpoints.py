@@ -5,10 +5,12 @@ import logging
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from timm.models import clean_state_dict, load_state_dict
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
@@ -16,6 +18,7 @@ from timm.utils import CheckpointSaver
 from regaug.errors import OptionError
 
 _logger = logging.getLogger('train')
+_NUMPY = ('.npz', '.npy')  # read by timm's models themselves
 
 
 class Saver(CheckpointSaver):
@@ -52,11 +55,7 @@ class Saver(CheckpointSaver):
             with open(save_path, 'rb') as file:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            Path(save_path).unlink(missing_ok=True)
-            raise OptionError(
-                f'--output {self.checkpoint_dir}: the checkpoint of epoch {epoch} cannot be written '
-                f'({str(error).splitlines()[0]}); earlier checkpoints are intact.'
-            ) from error
+            raise self._failure(save_path, f'the checkpoint of epoch {epoch} cannot be written', error) from error
 
     def _replace(self, src, dst):
         os.replace(src, dst)
@@ -67,8 +66,16 @@ class Saver(CheckpointSaver):
         try:
             os.link(src, temporary)
         except OSError:  # no hard links on this file system
-            shutil.copy2(src, temporary)
+            try:
+                shutil.copy2(src, temporary)
+            except OSError as error:
+                raise self._failure(temporary, f'{os.path.basename(dst)} cannot be written', error) from error
         os.replace(temporary, dst)
+
+    def _failure(self, unfinished, what, error):
+        Path(unfinished).unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        return OptionError(f'--output {self.checkpoint_dir}: {what} ({reason}); earlier checkpoints are intact.')
 
 
 def read_checkpoint(path, option, mmap=False):
@@ -78,8 +85,9 @@ def read_checkpoint(path, option, mmap=False):
         OptionError: naming `option`, when the file is missing, truncated or no checkpoint.
     """
     try:
+        mmap = mmap and zipfile.is_zipfile(path)  # PyTorch's older format cannot be mapped
         with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap or None)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise OptionError(f'{option} {path}: there is no such file.') from error
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
@@ -88,6 +96,27 @@ def read_checkpoint(path, option, mmap=False):
     if not isinstance(checkpoint, dict):
         raise OptionError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a dict of weights.')
     return checkpoint
+
+
+def read_weights(path, option, *, use_ema=True):
+    """The weights in a file by name: a checkpoint of timm's or ours, a state dict, or safetensors.
+
+    Args:
+        path: the file.
+        option: the option that named it, for messages.
+        use_ema: take the moving average where there is one, as timm does.
+
+    Raises:
+        OptionError: when the file is missing, truncated or foreign.
+    """
+    if not Path(path).is_file():
+        raise OptionError(f'{option} {path}: there is no such file.')
+    if Path(path).suffix.lower() != '.safetensors':
+        read_checkpoint(path, option, mmap=True)
+    try:
+        return load_state_dict(str(path), use_ema=use_ema)
+    except SafetensorError as error:
+        raise OptionError(f'{option} {path}: truncated, or no safetensors file ({error}).') from error
 
 
 def check_weights(state_dict, model, option, path):
@@ -101,7 +130,9 @@ def check_weights(state_dict, model, option, path):
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     shapes = [
-        f'{name} {found[name]} for {shape}' for name, shape in expected.items() if name in found and found[name] != shape
+        f'{name} {found[name]} for {shape}'
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
     ]
     differences = [
         f'{len(names)} {what} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
@@ -123,16 +154,14 @@ def load_weights(model, path, *, use_ema, option):
         OptionError: when the file is missing, truncated, foreign or does not fit.
     """
     suffix = Path(path).suffix.lower()
-    if not Path(path).is_file():
-        raise OptionError(f'{option} {path}: there is no such file.')
-    if suffix in ('.npz', '.npy'):
+    if suffix in _NUMPY:
+        if not Path(path).is_file():
+            raise OptionError(f'{option} {path}: there is no such file.')
         if not hasattr(model, 'load_pretrained'):
             raise OptionError(f'{option} {path}: {type(model).__name__} cannot read NumPy checkpoints.')
         model.load_pretrained(str(path))
         return
-    if suffix != '.safetensors':
-        read_checkpoint(path, option, mmap=True)
-    state_dict = load_state_dict(str(path), use_ema=use_ema)
+    state_dict = read_weights(path, option, use_ema=use_ema)
     check_weights(state_dict, model, option, path)
     model.load_state_dict(state_dict)
 

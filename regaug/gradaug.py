@@ -62,9 +62,7 @@ def draw_widths(rng, count, min_width, choices=None):
         choices: draw from these widths instead of uniformly from [min_width, 1].
     """
     fixed = [min_width] if count > 1 else []
-    drawn = [
-        rng.choice(choices) if choices else rng.uniform(min_width, 1.0) for _ in range(count - len(fixed))
-    ]
+    drawn = [rng.choice(choices) if choices else rng.uniform(min_width, 1.0) for _ in range(count - len(fixed))]
     return sorted(fixed + drawn, reverse=True)
 
 

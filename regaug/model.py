@@ -5,11 +5,10 @@ import logging
 import torch
 from timm import create_model
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import load_state_dict
 from timm.utils import set_jit_fuser
 from torch import nn
 
-from regaug.checkpoints import check_weights, read_checkpoint
+from regaug.checkpoints import check_weights, read_weights
 from regaug.errors import OptionError
 
 _logger = logging.getLogger('train')
@@ -45,9 +44,12 @@ def build_model(args):
     weights = dict(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint)
     if args.pretrained_path:
         weights['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
-    for option, path in (('--initial-checkpoint', args.initial_checkpoint), ('--pretrained-path', args.pretrained_path)):
-        if path and str(path).endswith(('.pth', '.pt', '.tar', '.bin')):
-            read_checkpoint(path, option, mmap=True)
+    for option, path in (
+        ('--initial-checkpoint', args.initial_checkpoint),
+        ('--pretrained-path', args.pretrained_path),
+    ):
+        if path and not str(path).lower().endswith(('.npz', '.npy')):
+            read_weights(path, option)
     try:
         model = create_model(args.model, **weights, **factory_kwargs)
     except RuntimeError as error:
@@ -75,7 +77,7 @@ def explain_weights(args, factory_kwargs, error):
     if args.initial_checkpoint:
         with torch.device('meta'):
             model = create_model(args.model, **factory_kwargs)
-        state_dict = load_state_dict(args.initial_checkpoint)
+        state_dict = read_weights(args.initial_checkpoint, '--initial-checkpoint')
         check_weights(state_dict, model, '--initial-checkpoint', args.initial_checkpoint)
     if args.pretrained_path:
         raise OptionError(f'--pretrained-path {args.pretrained_path}: {" ".join(str(error).split())}') from error

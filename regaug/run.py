@@ -144,9 +144,7 @@ class Run:
                 resume_ema(self.task, args.resume)
         if self.gradaug is not None:
             backend = (args.torchcompile or 'inductor') if args.gradaug_compile else None
-            attach_subnetworks(
-                self.gradaug, self.task, compile_backend=backend, compile_mode=args.torchcompile_mode
-            )
+            attach_subnetworks(self.gradaug, self.task, compile_backend=backend, compile_mode=args.torchcompile_mode)
         if args.torchcompile:
             self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)

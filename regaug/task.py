@@ -192,9 +192,7 @@ def create_task(args, model, criterion, *, device, precision, gradaug=None, mani
     """The task for these options: classification, or one of timm's distillation tasks under `--kd-model-name`."""
     common = dict(device=device, dtype=precision.model_dtype, verbose=args.rank == 0)
     if args.kd_model_name is None:
-        task = RegAugTask(
-            model, criterion, gradaug=gradaug, manifold_mixup=manifold_mixup, rank=args.rank, **common
-        )
+        task = RegAugTask(model, criterion, gradaug=gradaug, manifold_mixup=manifold_mixup, rank=args.rank, **common)
     else:
         distillation = dict(
             student_model=model,

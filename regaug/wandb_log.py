@@ -76,5 +76,6 @@ def caption(target):
         return ' '.join(str(int(label)) for label in target)
     shares, labels = target.float().topk(2, dim=1)
     return ' '.join(
-        f'{first}:{share:.2f}+{second}' for (first, second), (share, _) in zip(labels.tolist(), shares.tolist(), strict=True)
+        f'{first}:{share:.2f}+{second}'
+        for (first, second), (share, _) in zip(labels.tolist(), shares.tolist(), strict=True)
     )

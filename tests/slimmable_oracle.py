@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import types
 from unittest import mock
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -56,44 +58,73 @@ def zeroed_copy(model: nn.Module, plan, counts, only_outputs: bool) -> nn.Module
     return zeroed
 
 
+def kept_entries(weight: torch.Tensor | None) -> torch.Tensor | None:
+    """Indices of the non-zero gains; `None` if there is no gain, or none is zero."""
+    return None if weight is None or weight.dim() != 1 or bool(weight.all()) else weight.nonzero().flatten()
+
+
+def over_kept_channels(function, dim: int):
+    """A norm(x, shape, weight, ...) over one dimension that sees only the entries with a non-zero gain."""
+
+    def norm(x, shape, weight=None, *others, **options):
+        if (kept := kept_entries(weight)) is None:
+            return function(x, shape, weight, *others, **options)
+        others = [other[kept] if isinstance(other, torch.Tensor) else other for other in others]
+        part = function(x.index_select(dim, kept), [len(kept)], weight[kept], *others, **options)
+        return torch.zeros_like(x).index_copy(dim, kept, part)
+
+    return norm
+
+
+def group_norm_over_kept_channels(function):
+    def norm(x, groups, weight=None, bias=None, eps=1e-5):
+        if groups > 1 or (kept := kept_entries(weight)) is None:
+            return function(x, groups, weight, bias, eps)
+        return torch.zeros_like(x).index_copy(1, kept, function(x[:, kept], 1, weight[kept], bias[kept], eps))
+
+    return norm
+
+
+def weight_standardisation_over_kept_channels(function):
+    def norm(x, mean, *others, **options):
+        if x.dim() != 3 or x.shape[0] != 1 or mean is not None:  # not [1, out, in * height * width] of a weight
+            return function(x, mean, *others, **options)
+        kept = (x[0] != 0).any(0).nonzero().flatten()
+        return torch.zeros_like(x).index_copy(2, kept, function(x[:, :, kept], mean, *others, **options))
+
+    return norm
+
+
+def response_norm_over_kept_channels(forward):
+    def norm(module, x):
+        if (kept := kept_entries(module.weight)) is None:
+            return forward(module, x)
+        kept_module = types.SimpleNamespace(**vars(module), weight=module.weight[kept], bias=module.bias[kept])
+        part = forward(kept_module, x.index_select(module.channel_dim, kept))
+        return torch.zeros_like(x).index_copy(module.channel_dim, kept, part)
+
+    return norm
+
+
 @contextlib.contextmanager
 def statistics_of_kept_channels():
     """Normalisation over channels uses only those with a non-zero gain, as in the sub-network."""
-    layer_norm, group_norm, batch_norm = F.layer_norm, F.group_norm, F.batch_norm
-    rms_norm = F.rms_norm
-
-    def scatter(part, like, kept, dim):
-        return torch.zeros_like(like).index_copy(dim, kept, part)
-
-    def kept_entries(weight):
-        return None if weight is None or weight.dim() != 1 or bool(weight.all()) else weight.nonzero().flatten()
-
-    def layer(x, shape, weight=None, bias=None, eps=1e-5):
-        if (kept := kept_entries(weight)) is None:
-            return layer_norm(x, shape, weight, bias, eps)
-        part = layer_norm(x[..., kept], (len(kept),), weight[kept], None if bias is None else bias[kept], eps)
-        return scatter(part, x, kept, -1)
-
-    def rms(x, shape, weight=None, eps=None):
-        if (kept := kept_entries(weight)) is None:
-            return rms_norm(x, shape, weight, eps)
-        return scatter(rms_norm(x[..., kept], (len(kept),), weight[kept], eps), x, kept, -1)
-
-    def group(x, groups, weight=None, bias=None, eps=1e-5):
-        if groups > 1 or (kept := kept_entries(weight)) is None:
-            return group_norm(x, groups, weight, bias, eps)
-        return scatter(group_norm(x[:, kept], 1, weight[kept], bias[kept], eps), x, kept, 1)
-
-    def batch(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-        if x.dim() == 3 and x.shape[0] == 1 and mean is None:  # weight standardisation, [1, out, in * height * width]
-            kept = (x[0] != 0).any(0).nonzero().flatten()
-            part = batch_norm(x[:, :, kept], None, None, weight, bias, True, momentum, eps)
-            return scatter(part, x, kept, 2)
-        return batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-
+    norms = timm.layers.norm
+    response_norm = timm.layers.grn.GlobalResponseNorm
+    replacements = [
+        (F, 'layer_norm', over_kept_channels(F.layer_norm, -1)),
+        (F, 'rms_norm', over_kept_channels(F.rms_norm, -1)),
+        (norms, 'rms_norm', over_kept_channels(norms.rms_norm, -1)),
+        (norms, 'rms_norm2d', over_kept_channels(norms.rms_norm2d, 1)),
+        (norms, 'simple_norm', over_kept_channels(norms.simple_norm, -1)),
+        (norms, 'simple_norm2d', over_kept_channels(norms.simple_norm2d, 1)),
+        (F, 'group_norm', group_norm_over_kept_channels(F.group_norm)),
+        (F, 'batch_norm', weight_standardisation_over_kept_channels(F.batch_norm)),
+        (response_norm, 'forward', response_norm_over_kept_channels(response_norm.forward)),
+    ]
     with contextlib.ExitStack() as stack:
-        for name, function in (('layer_norm', layer), ('rms_norm', rms), ('group_norm', group), ('batch_norm', batch)):
-            stack.enter_context(mock.patch.object(F, name, function))
+        for owner, name, replacement in replacements:
+            stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
 
 
