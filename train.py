@@ -56,11 +56,11 @@ def train(run):
     epoch = run.start_epoch
     try:
         for epoch in range(run.start_epoch, run.num_epochs):
+            if run.stop.agree()[0]:
+                raise Interrupted(0)
             result = run_epoch(run, epoch)
             if result is not None:
                 results.append(result)
-            if run.stop.agree()[0]:
-                raise Interrupted(0)
     except Interrupted as interrupted:
         return save_interrupted(run, epoch, interrupted)
     except Diverged as diverged:
@@ -130,6 +130,8 @@ def save_interrupted(run, epoch, interrupted):
         path = run.saver.save_recovery(epoch, interrupted.update_idx)
         command = shlex.join([sys.executable, *sys.argv, '--experiment', run.experiment, '--resume', path])
         _logger.warning(f'Stopped in epoch {epoch}, which will be repeated from its start. Go on with:\n{command}')
+    if run.args.distributed:
+        dist.barrier()  # torchrun ends all processes when the first one is gone
     return 128 + (run.stop.signum or 0)
 
 

@@ -4,8 +4,6 @@ import csv
 import os
 from pathlib import Path
 
-from timm.utils.summary import trim_summary
-
 
 def write_whole(path, text):
     """Write a text file under a temporary name, then rename it."""
@@ -18,17 +16,16 @@ class Summary:
     """The table of epochs: timm's columns first, then ours, the same columns in every row.
 
     Args:
-        path: the CSV file; rows of an earlier run are kept up to `start_epoch`.
+        path: the CSV file; rows of an earlier run before `start_epoch` are kept. The file changes with the first row.
         start_epoch: first epoch that this run writes.
     """
 
     def __init__(self, path, start_epoch):
         self.path = Path(path)
         self.rows = []
-        trim_summary(str(path), start_epoch)
         if self.path.exists():
             with self.path.open(newline='') as file:
-                self.rows = list(csv.DictReader(file))
+                self.rows = [row for row in csv.DictReader(file) if before(row, start_epoch)]
 
     def add(self, row):
         """Append an epoch's row (dict) and rewrite the file."""
@@ -40,6 +37,14 @@ class Summary:
             writer.writeheader()
             writer.writerows(self.rows)
         os.replace(temporary, self.path)
+
+
+def before(row, epoch):
+    """True for a row of an earlier epoch; False for what is no row, such as a header that timm's script repeats."""
+    try:
+        return int(float(row['epoch'])) < epoch
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def epoch_row(epoch, train_metrics, eval_metrics, lr, phase):

@@ -68,7 +68,8 @@ class RegAugTask(LossTerms, ClassificationTask):
     """Classification with the methods of regaug.
 
     `forward` returns timm's dict (`loss` is the sum of the terms, `output` the full network's logits, each further
-    term by its name), so that the task also works inside any loop written for `timm.task`.
+    term by its name), so that the task also works inside any loop written for `timm.task`. Sub-networks together with
+    gradient checkpointing need the engine's way, term by term: one backward pass recomputes at one width only.
 
     Args:
         gradaug: `GradAug`, or None.
@@ -146,7 +147,14 @@ class RegAugTask(LossTerms, ClassificationTask):
     def forward(self, input, target):
         input, target = self.choose_input(input, target)
         result = None
-        for name, term in self.loss_terms(input, target):
+        terms = self.loss_terms(input, target)
+        if len(terms) > 1 and any(
+            getattr(part, 'grad_checkpointing', False) for part in self.trainable_module.modules()
+        ):
+            raise RuntimeError(
+                'forward() cannot sum several terms under gradient checkpointing; run loss_terms() one by one.'
+            )
+        for name, term in terms:
             part = term()
             if result is None:
                 result = dict(part)

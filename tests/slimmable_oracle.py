@@ -117,7 +117,6 @@ def statistics_of_kept_channels():
         (norms, 'rms_norm', over_kept_channels(norms.rms_norm, -1)),
         (norms, 'rms_norm2d', over_kept_channels(norms.rms_norm2d, 1)),
         (norms, 'simple_norm', over_kept_channels(norms.simple_norm, -1)),
-        (norms, 'simple_norm2d', over_kept_channels(norms.simple_norm2d, 1)),
         (F, 'group_norm', group_norm_over_kept_channels(F.group_norm)),
         (F, 'batch_norm', weight_standardisation_over_kept_channels(F.batch_norm)),
         (response_norm, 'forward', response_norm_over_kept_channels(response_norm.forward)),

@@ -28,9 +28,11 @@ from training_case import (
     read_checkpoint,
     read_summary,
     sum_of,
+    train_args,
 )
 
 from regaug.gradaug import transform
+from regaug.methods import attach_subnetworks, create_gradaug
 from regaug.slimmable import SlimmablePlan, extract
 
 ALL_TRANSFORMS = ('rotate', 'scale', 'flip')
@@ -90,12 +92,16 @@ CRITERIA = {
 }
 
 
-@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
-@pytest.mark.parametrize('accum', [1, 3])
-@pytest.mark.parametrize('case', CRITERIA)
-def test_gradients_of_an_update_are_the_sum_of_terms_of_networks_built_apart(case, accum, name):
-    if name == 'test_efficientnet' and (case != 'cross-entropy' or accum == 1):
-        pytest.skip('one case of another architecture is enough')
+@pytest.mark.parametrize(
+    ('name', 'case', 'accum'),
+    [
+        ('test_resnet', 'cross-entropy', 1),
+        ('test_efficientnet', 'cross-entropy', 1),
+        ('test_resnet', 'cross-entropy', 3),
+        *(('test_resnet', case, 2) for case in CRITERIA if case != 'cross-entropy'),
+    ],
+)
+def test_gradients_of_an_update_are_the_sum_of_terms_of_networks_built_apart(name, case, accum):
     criterion, options = CRITERIA[case]
     model, gradaug = make_model(name), make_gradaug(transforms=ALL_TRANSFORMS, **options)
     task = make_task(model, criterion, gradaug=gradaug)
@@ -141,7 +147,7 @@ def test_gradients_reach_the_subnetworks_channels_and_no_others():
     for name, parameter in model.named_parameters():
         kept = kept_mask(plan, name, parameter.shape, counts)
         assert not parameter.grad[~kept].any(), name
-        assert parameter.grad[kept].ne(0).float().mean() > 0.5, name
+        assert parameter.grad[kept].any(), name
         kept_share.append(float(kept.float().mean()))
     assert min(kept_share) < 0.3
 
@@ -352,6 +358,28 @@ def test_gradaug_trains_together_with_timms_options(options, train):
     [row] = read_summary(folder)
     assert all(np.isfinite(float(row[f'train_{name}'])) for name in ('loss', 'sub1_loss', 'sub2_loss'))
     assert float(row['train_sub1_loss']) > 0
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
+def test_compiled_subnetworks_run_at_the_width_that_is_set():
+    """Once a width is compiled, another one must not silently run the code of the first."""
+    args = train_args('--model', 'test_resnet', '--num-classes', CLASSES, '--gradaug', 2, '--gradaug-compile', 3)
+    model, outputs = make_model(dtype=torch.float32), []
+    batches = make_batches(4, dtype=torch.float32)
+    for backend in (None, 'eager'):
+        gradaug = create_gradaug(args, model, (3, 32, 32))
+        task = make_task(model)
+        task.gradaug, task.gradaug_on = gradaug, True
+        attach_subnetworks(gradaug, task, compile_backend=backend)
+        task.train()
+        outputs.append([])
+        for update, batch in enumerate(batches):
+            task.begin_update(update)
+            results = [term() for _, term in task.loss_terms(*batch)]
+            outputs[-1].append({result['width']: result['output'] for result in results[1:]})
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    widths = {width for results in outputs[1] for width in results}
+    assert len(widths) > 1
 
 
 def test_moving_average_optimiser_and_checkpoint_hold_the_plain_model_alone(train):

@@ -151,6 +151,16 @@ def test_the_table_appears_by_renaming_a_complete_one(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ['summary.csv']
 
 
+def test_an_existing_table_is_never_written_into_not_even_to_drop_rows(tmp_path):
+    path, other_name = tmp_path / 'summary.csv', tmp_path / 'same file'
+    write_epochs(path, range(3))
+    os.link(path, other_name)
+    before = other_name.read_text()
+    write_epochs(path, [1], 1)
+    assert other_name.read_text() == before
+    assert [row[0] for row in read(path)] == ['epoch', '0', '1']
+
+
 def test_small_files_are_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / 'args.yaml'
     write_whole(path, 'lr: 1\n')
@@ -171,7 +181,7 @@ def test_a_run_writes_one_row_for_each_evaluated_epoch(train):
 
 
 def test_gradaug_that_starts_late_has_its_columns_from_the_first_row_on(train):
-    folder = train(*'--epochs 3 --gradaug 1 --gradaug-min-width 0.5 --gradaug-start-epoch 1'.split())
+    folder = train('--epochs', 3, '--gradaug', 1, '--gradaug-min-width', 0.5, '--gradaug-start-epoch', 1)
     rows = read_summary(folder)
     assert list(rows[0])[:7] == [*TIMM_COLUMNS, 'phase']
     assert 'train_sub1_loss' in rows[0]
