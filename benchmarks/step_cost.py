@@ -9,6 +9,7 @@ The rules of measurement are in README.md beside this file.
 """
 
 import argparse
+import ctypes
 import gc
 import logging
 import os
@@ -26,6 +27,7 @@ from benchmarks.report import Spread, environment, markdown_table, paired_ratios
 from regaug.errors import OptionError
 
 MIB = 2**20
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _LEGEND = """Seconds per update: median (minimum to maximum). Ratios are to the first row: of the seconds in the same
 round, median (minimum to maximum); of the sums over all rounds; of processor time in the same round; of the
 operations of matrix products and convolutions; of peak memory.
@@ -53,7 +55,7 @@ class Result:
 
 def main(argv=None):
     args = parse(argv)
-    quiet_runs()
+    prepare_process()
     hardware = environment()
     options = [args.base, *args.others]
     peaks = [measured_apart(each, args) if args.memory_updates else None for each in options]
@@ -86,9 +88,14 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def quiet_runs():
-    """Keep the log of the runs out of ours; what it would warn of, waiting for data, is our doing."""
+def prepare_process():
+    """Keep the runs' log out of ours, and give all threads one heap.
+
+    With heaps of their own, as glibc has it, the same loop differs by some per cent from thread to thread.
+    """
     logging.getLogger('train').setLevel(logging.ERROR)
+    if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def interleave(contenders, results, *, warmup, rounds):
@@ -142,7 +149,7 @@ def peak_memory(options, common, updates):
     process's resident set from there, as Linux tells it; so libraries loaded and plans made at the start do not count.
     `None` on other systems.
     """
-    quiet_runs()
+    prepare_process()
     contender = Contender(options, common=common, num_turns=updates)
     status = Path('/proc/self/status')
     if status.exists():

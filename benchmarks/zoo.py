@@ -20,7 +20,6 @@ import torch
 from benchmarks.report import ROOT, environment, markdown_table
 from benchmarks.zoo_check import EXACT, examine, parameter_count
 
-
 COLUMNS = {
     'model': 'model',
     'file': 'architecture file',
@@ -49,9 +48,9 @@ gradients of all parameters against a full-size copy whose dropped channels are 
 
 Normalisation in the reference uses the statistics of the kept channels, as the sub-network does. *Layers*: modules with
 a weight that has channels. *Kept*: shares of the parameters and of the multiply-adds of convolutions and matrix
-products. *Full width*: the twin's output at width 1 against the model's, in float32. *Plan* and *switch* (to a width not
-used before, median of 11) are processor time. *Input size*: the smallest of a list at which the network runs, or its
-fixed size.
+products. *Full width*: the twin's output at width 1 against the model's, in float32. *Plan* and *switch* (to a width
+not used before, median of 11) are processor time. *Input size*: the smallest of a list at which the network runs, or
+its fixed size.
 """
 
 
@@ -123,7 +122,7 @@ def examine_in_child(name: str, args, sender):
 def write(rows: list[dict], args):
     args.output.mkdir(parents=True, exist_ok=True)
     with open(args.output / 'zoo.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
     counts = collections.Counter(row['verdict'] for row in rows)

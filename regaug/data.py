@@ -211,7 +211,6 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
             mixup_fn=mixup_fn,
             rank=options.rank,
             world_size=options.world_size,
-            seed=options.seed,
             channels=data_config['input_size'][0],
             patchify_channels_last=not options.naflex_patchify_channels_first,
             **common,
@@ -313,6 +312,11 @@ class TrainLoader:
         self.loader = self.mixup_fn = None  # the last references: the old workers are shut down here
         self.loader, self.mixup_fn = create_train_loader(phase.options, self.dataset, self.data_config, **self.fixed)
         self.options = phase.options
+        if len(self.loader) == 0:
+            raise OptionError(
+                f'--batch-size {phase.options.batch_size}: the training set ({len(self.dataset)} images) '
+                f'does not fill one batch on each of {phase.options.world_size} processes.'
+            )
         return True
 
     def set_epoch(self, epoch):

@@ -10,8 +10,8 @@ from regaug.depth import DepthTwin, take_drop_path
 from regaug.errors import OptionError
 from regaug.gradaug import GradAug, default_sizes
 from regaug.manifold import ManifoldMixup, find_stages
+from regaug.shapes import shape_error
 from regaug.slimmable import SlimmablePlan, Twin
-from regaug.slimmable.structure import structure_copy, to_meta
 
 _logger = logging.getLogger('train')
 _MAX_SIZES = 16
@@ -107,21 +107,15 @@ def check_sizes(model, input_size, sizes):
         OptionError: naming the first size that the model cannot take.
     """
     channels, height, width = input_size
-    dtype = next(model.parameters()).dtype
-    shapes = structure_copy(model, to_meta).train()
     for size in sizes:
-        images = torch.empty((2, channels, size, round(size * width / height)), dtype=dtype, device='meta')
-        try:
-            with torch.no_grad():
-                shapes(images)
-        except Exception as error:
+        reason = shape_error(model, (channels, size, round(size * width / height)))
+        if reason is not None:
             hint = ''
             if hasattr(getattr(model, 'patch_embed', None), 'strict_img_size'):
                 hint = '; --model-kwargs dynamic_img_size=True makes it take any'
             raise OptionError(
-                f'--gradaug-sizes {size}: {type(model).__name__} cannot take images of that size '
-                f'({" ".join(str(error).split())[:200]}){hint}.'
-            ) from error
+                f'--gradaug-sizes {size}: {type(model).__name__} cannot take such images ({reason}){hint}.'
+            )
 
 
 def attach_subnetworks(gradaug, task, *, compile_backend=None, compile_mode=None):

@@ -68,7 +68,10 @@ def build_model(args):
     if args.num_classes is None:
         args.num_classes = model.num_classes
     if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except (AssertionError, AttributeError) as error:
+            raise OptionError(f'--grad-checkpointing: --model {args.model} does not support it.') from error
     return model
 
 

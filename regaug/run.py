@@ -13,6 +13,7 @@ from timm.utils import get_outdir, random_seed
 from regaug.checkpoints import Resumed, Saver, find_newest, next_epoch, read_checkpoint, resume, resume_ema
 from regaug.data import TrainLoader, check_classes, create_datasets, create_eval_loader
 from regaug.engine import Engine, updates_per_epoch
+from regaug.errors import OptionError
 from regaug.interrupt import StopRequest
 from regaug.methods import attach_subnetworks, create_gradaug, create_manifold_mixup
 from regaug.model import build_model, place_model, resolve_learning_rate
@@ -20,6 +21,7 @@ from regaug.options import args_as_yaml
 from regaug.phases import phase_at, refine_lr, set_learning_rate
 from regaug.report import Report
 from regaug.runtime import Precision, Updater, prepare_device
+from regaug.shapes import check_input_size
 from regaug.summary import Summary, write_whole
 from regaug.task import create_criterion, create_task
 from regaug.wandb_log import WandbLog
@@ -54,6 +56,7 @@ class Run:
         args = self.args
         model = build_model(args)
         self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        check_input_size(model, args, self.data_config['input_size'])
         self.gradaug = create_gradaug(args, model, self.data_config['input_size'])
         self.manifold_mixup = create_manifold_mixup(args, model, self.data_config['input_size'])
         if args.naflex_loader:
@@ -173,7 +176,10 @@ class Run:
         args = self.args
         if not self.primary:
             return
-        self.output_dir = get_outdir(self.folder)
+        try:
+            self.output_dir = get_outdir(self.folder)
+        except OSError as error:
+            raise OptionError(f'--output {args.output} --experiment {args.experiment}: {error}') from error
         self.saver = Saver(
             self.model,
             self.optimizer,

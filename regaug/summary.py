@@ -1,15 +1,27 @@
 """summary.csv and other small files of a run, each written whole or not at all."""
 
 import csv
+import io
 import os
 from pathlib import Path
 
+from regaug.errors import OptionError
+
 
 def write_whole(path, text):
-    """Write a text file under a temporary name, then rename it."""
+    """Write a text file under a temporary name, then rename it.
+
+    Raises:
+        OptionError: when it cannot be written (a full disk); what was there before is intact.
+    """
+    path = Path(path)
     temporary = Path(f'{path}.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OptionError(f'--output {path.parent}: {path.name} cannot be written ({error}).') from error
 
 
 class Summary:
@@ -31,12 +43,11 @@ class Summary:
         """Append an epoch's row (dict) and rewrite the file."""
         self.rows.append(row)
         columns = dict.fromkeys(key for earlier in self.rows for key in earlier)
-        temporary = Path(f'{self.path}.tmp')
-        with temporary.open('w', newline='') as file:
-            writer = csv.DictWriter(file, fieldnames=columns, lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=columns, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, text.getvalue())
 
 
 def before(row, epoch):

@@ -58,7 +58,7 @@ class WandbLog:
         self.run.log({'update': record.num_updates, **{f'step/{name}': value for name, value in figures.items()}})
 
     def on_picture(self, input, target, phase):
-        """Log the first images of an augmented batch with their labels, in the colours they had before normalisation."""
+        """Log the first images of an augmented batch, normalisation undone, with their labels."""
         images = input[:_PICTURES].detach().float().cpu() * self.std + self.mean
         grid = make_grid(images.clamp(0, 1), nrow=4)
         self.run.log({f'batch/{phase}': self.wandb.Image(grid, caption=caption(target[:_PICTURES]))})

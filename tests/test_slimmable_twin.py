@@ -1,6 +1,7 @@
 """What training does to a twin: precision, memory formats, checkpointing, compilation, extraction, cost in memory."""
 
 import pytest
+import timm
 import torch
 import torch._dynamo.testing
 from slimmable_oracle import make_generic
@@ -164,6 +165,12 @@ def test_calibration_is_the_mean_over_batches_at_that_width():
     torch.testing.assert_close(small.bn1.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
     assert all(module.training for module in small.modules())
     assert [module.momentum for module in small.modules() if isinstance(module, nn.BatchNorm2d)] == momenta
+
+
+def test_statistics_that_cannot_be_estimated_are_refused():
+    model = build(norm_layer=timm.layers.EvoNorm2dB0)
+    with pytest.raises(ValueError, match=r'statistics of conv1.1 \(EvoNorm2dB0\) cannot be estimated'):
+        twin_of(model).extract(0.5)
 
 
 def test_calibration_without_images_is_refused():

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from regaug.slimmable import rules, rules_shape
 from regaug.slimmable.call import Call
-from regaug.slimmable.labels import Axis, axis_size, freeze, is_fixed, new_axis
+from regaug.slimmable.labels import Axis, axis_size, freeze, new_axis
 from regaug.slimmable.layout import Layout
 from regaug.slimmable.structure import named_tensors
 
@@ -88,7 +88,6 @@ class Trace(TorchDispatchMode):
         records: the calls in order.
         layout: the labels of parameters and buffers, and the attributes that state a labelled size.
         costs: multiply-adds of every convolution and matrix product, as factors (size, axis).
-        unknown: operators without a rule that met a label.
     """
 
     def __init__(self, model: nn.Module):
@@ -97,7 +96,6 @@ class Trace(TorchDispatchMode):
         self.records: list[Record] = []
         self.layout = Layout()
         self.costs: list[LabelledShape] = []
-        self.unknown: set[str] = set()
         self._labels: dict[int, tuple[torch.Tensor, list[Axis], bool]] = {}
 
     def label(self, tensor: torch.Tensor, axes: list[Axis], is_weight: bool):
@@ -148,9 +146,7 @@ class Trace(TorchDispatchMode):
             return rule(call)
         for tensor in call.inputs:
             for axis in call.axes(tensor):
-                if not is_fixed(axis):
-                    self.unknown.add(call.name)
-                    freeze(axis, f'the operator {call.name} has no rule')
+                freeze(axis, f'the operator {call.name} has no rule')
         return [[None] * tensor.dim() for tensor in call.outputs]
 
 

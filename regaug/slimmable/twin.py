@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from regaug.slimmable.layout import Ranges
 from regaug.slimmable.plan import SlimmablePlan
@@ -29,7 +30,8 @@ class Twin:
     statistics of the batch in both modes and keeps none; other buffers are private copies, taken now.
 
     Build it when the model has reached its device, memory format and kind of batch-norm, and before DDP. It is not a
-    module, so a model or task that holds it has no more parameters or state-dict keys than before.
+    module, so a model or task that holds it has no more parameters or state-dict keys than before. Hooks of the model
+    do not run in the twin.
 
     The width stays set after the forward pass, until the next `set`, `at` or `clear`: a backward pass that recomputes
     activations (gradient checkpointing) runs the modules again at the width that is set then. Any other backward pass
@@ -145,8 +147,16 @@ def extract(model: nn.Module, plan: SlimmablePlan, width: float, width_divisor: 
 
     Batch-norm starts from fresh running statistics: those of the full network do not fit a sub-network. Estimate them
     with `calibrate`. Everything else that the model learnt is copied.
+
+    Raises:
+        ValueError: the model's parameters are not those of the plan, or a module other than batch-norm keeps running
+            statistics (EvoNorm-B), which `calibrate` cannot estimate.
     """
     plan.layout.check_tensors(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm) and hasattr(module, 'momentum') and hasattr(module, 'running_var'):
+            raise ValueError(f'{type(model).__name__}: the statistics of {name} ({type(module).__name__}) cannot be '
+                             'estimated for a sub-network')  # fmt: skip
     small = plan.layout.narrowed_copy(model, plan.counts(width, width_divisor))
     for norm in batch_norms(small):
         if norm.running_mean is not None:

@@ -147,9 +147,9 @@ class Mender:
         self._ties = 0
 
     def mend(self, failure: Failure, counts: Counts):
+        failing = self.trace.records[failure.index]
         records = self._records_of(failure)
-        record = records[0]
-        key = (record.operator, record.site)
+        key = (records[0].operator, records[0].site)
         done = ''
         if key not in self._tried:
             self._tried.add(key)
@@ -159,8 +159,8 @@ class Mender:
             self._ties += 1
             done = 'tied two classes'
         if not done:
-            done = f'froze {self._freeze(records)} classes'
-        self.log.append(f'{record}: {done} [{failure}]')
+            done = f'froze {self._freeze(records, failing)} classes'
+        self.log.append(f'{records[0]}: {done} [{failure}]')
 
     def _records_of(self, failure: Failure) -> list[Record]:
         """All calls that the failing line makes, in whichever module runs it."""
@@ -219,7 +219,8 @@ class Mender:
                             return True
         return False
 
-    def _freeze(self, records: list[Record]) -> int:
+    def _freeze(self, records: list[Record], failing: Record) -> int:
+        """Keep all channels at these calls; where there are none, those of the failing module, then of its parents."""
         modules = {record.module for record in records}
         for key in [key for key in self._repaired if key[0] in modules]:
             del self.trace.layout.patches[key]
@@ -227,7 +228,7 @@ class Mender:
         reason = f'its size is hard-coded near {records[0]}'
         axes = [axis for record in records for labelled in record.inputs + record.outputs for _, axis in labelled]
         frozen = sum(freeze(axis, reason) for axis in axes)
-        module = records[0].module or ''
+        module = failing.module or ''
         while not frozen:
             inside = [name for name in self.trace.layout.axes if name.startswith(module and module + '.')]
             frozen = sum(freeze(axis, reason) for name in inside for axis in self.trace.layout.axes[name])

@@ -1,0 +1,49 @@
+"""Tries which images a model can take, by shapes alone."""
+
+import torch
+
+from regaug.errors import OptionError
+from regaug.slimmable.structure import structure_copy, to_meta
+from regaug.slimmable.trace import untouched_generators
+
+
+def shape_error(model, shape):
+    """Run the shapes of a model; neither the model nor a random generator is touched.
+
+    Args:
+        model: any model of images.
+        shape: (C, H, W).
+
+    Returns:
+        One line that says why the model cannot take such images, or None. What only shows that the model cannot be
+        tried without data is no reason.
+    """
+    dtype = next(model.parameters()).dtype
+    images = torch.empty((2, *shape), dtype=dtype, device='meta')
+    try:
+        with torch.no_grad(), untouched_generators():
+            structure_copy(model, to_meta).eval()(images)
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        reason = ' '.join(str(error).split())
+        return None if isinstance(error, NotImplementedError) or 'meta' in reason else reason[:200]
+    return None
+
+
+def check_input_size(model, args, input_size):
+    """Make sure that the model can take the images it will be trained on.
+
+    Args:
+        input_size: (C, H, W) as timm resolves it.
+
+    Raises:
+        OptionError: naming the option that set the size.
+    """
+    if args.naflex_loader or args.torchscript:
+        return
+    channels, height, width = input_size
+    sizes = [(size, size) for size in args.train_img_sizes or ()] or [(height, width)]
+    option = '--train-img-sizes' if args.train_img_sizes else '--img-size' if args.img_size else '--input-size'
+    for size in sizes:
+        reason = shape_error(model, (channels, *size))
+        if reason is not None:
+            raise OptionError(f'{option} {size[0]}x{size[1]}: --model {args.model} cannot take such images ({reason}).')
