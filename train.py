@@ -13,11 +13,13 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 
 from regaug import cli, options
+from regaug.checkpoints import find_newest
 from regaug.dry_run import dry_run
 from regaug.engine import mean_lr
 from regaug.errors import OptionError
 from regaug.interrupt import Diverged, Interrupted
 from regaug.phases import phase_at
+from regaug.report import is_evaluated
 from regaug.run import Run
 from regaug.runtime import reseed_epoch
 from regaug.summary import epoch_row
@@ -92,7 +94,7 @@ def run_epoch(run, epoch):
     run.report.on_unreadable(getattr(run.train_set, 'num_unreadable', 0))
     share_batch_norm(run, task.get_trainable_module())
 
-    if (epoch + 1) % args.val_interval != 0 and epoch + 1 != run.num_epochs:
+    if not is_evaluated(args, epoch, run.num_epochs):
         if run.scheduler is not None:
             run.scheduler.step(epoch + 1, metric=None)
         return None
@@ -128,6 +130,8 @@ def save_interrupted(run, epoch, interrupted):
     """Write a recovery checkpoint and say how to go on."""
     if run.primary:
         path = run.saver.save_recovery(epoch, interrupted.update_idx)
+        if run.args.exact_resume:  # the middle of an epoch is no place to resume exactly from
+            path = find_newest(run.folder, finished_only=True) or ''
         command = shlex.join([sys.executable, *sys.argv, '--experiment', run.experiment, '--resume', path])
         _logger.warning(f'Stopped in epoch {epoch}, which will be repeated from its start. Go on with:\n{command}')
     if run.args.distributed:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from itertools import islice
 
 from regaug.phases import phase_at
-from regaug.report import peak_memory
+from regaug.report import count_evaluations, peak_memory
 
 _logger = logging.getLogger('train')
 _UPDATES = 2
@@ -46,7 +46,8 @@ def dry_run(run):
         eval_seconds = run.report.eval_seconds.val * len(run.eval_loader)
     updates = -(-len(loader) // args.grad_accum_steps)
     epochs = run.num_epochs - run.start_epoch
-    total = epochs * updates * seconds + -(-epochs // args.val_interval) * eval_seconds
+    evaluations = count_evaluations(args, run.start_epoch, run.num_epochs)
+    total = epochs * updates * seconds + evaluations * eval_seconds
     lines += [
         f'{len(run.train_set)} training images, {len(run.eval_set) if run.eval_set is not None else 0} for evaluation',
         f'input {tuple(run.data_config["input_size"])}, batch {args.batch_size} x {args.world_size} ranks x '

@@ -59,10 +59,10 @@ class Report:
         average_rate = record.samples / max(seconds.avg, 1e-9)
         _logger.info(
             f'Train: {record.epoch} [{record.update_idx:>4d}/{record.updates_per_epoch} ({percent:>3.0f}%)]  '
-            f'Loss: {record.loss.val:#.3g} ({record.loss.avg:#.3g}){term_figures(record)}  '
+            f'Loss: {record.loss.val:#.3g} ({record.loss.avg:#.3g})  '
             f'Time: {seconds.val:.3f}s, {record.samples / max(seconds.val, 1e-9):>7.2f}/s  '
             f'({seconds.avg:.3f}s, {average_rate:>7.2f}/s)  '
-            f'LR: {record.lr:.3e}  Data: {waiting.val:.3f} ({waiting.avg:.3f})  '
+            f'LR: {record.lr:.3e}  Data: {waiting.val:.3f} ({waiting.avg:.3f}){term_figures(record)}  '
             f'Left: {timedelta(seconds=round(self.seconds_left(record)))}{peak_memory()}'
         )
         self._warn_of_slow_data(record)
@@ -71,15 +71,14 @@ class Report:
 
     def seconds_left(self, record):
         """Seconds to the end of the run, from the averages so far."""
-        epochs = self.num_epochs - record.epoch - 1
-        updates = epochs * record.updates_per_epoch + record.updates_per_epoch - record.update_idx - 1
-        passes = 2 if self.args.model_ema and not self.args.model_ema_force_cpu else 1
-        evaluations = passes * (-(-epochs // self.args.val_interval) + 1)
+        epochs = self.num_epochs - record.epoch
+        updates = epochs * record.updates_per_epoch - record.update_idx - 1
+        evaluations = count_evaluations(self.args, record.epoch, self.num_epochs)
         return updates * record.update_time.avg + evaluations * self.eval_seconds.avg
 
     def _warn_of_slow_data(self, record):
         share = record.data_time.sum / max(record.update_time.sum, 1e-9)
-        if share > _SLOW_DATA and record.update_idx >= 10 and not self._warned_of_data:
+        if share > _SLOW_DATA and record.num_updates > 10 and not self._warned_of_data:
             self._warned_of_data = True
             _logger.warning(
                 f'{100 * share:.0f} % of the time goes into waiting for data; more --workers (now '
@@ -116,6 +115,17 @@ class Report:
     def on_epoch(self, row):
         if self.wandb_log is not None:
             self.wandb_log.on_epoch(row)
+
+
+def is_evaluated(args, epoch, num_epochs):
+    """True for an epoch after which there is an evaluation and a checkpoint."""
+    return (epoch + 1) % args.val_interval == 0 or epoch == num_epochs - 1
+
+
+def count_evaluations(args, first_epoch, num_epochs):
+    """Passes over the evaluation data from `first_epoch` to the end; a moving average needs one of its own."""
+    passes = 2 if args.model_ema and not args.model_ema_force_cpu else 1
+    return passes * sum(is_evaluated(args, epoch, num_epochs) for epoch in range(first_epoch, num_epochs))
 
 
 def term_figures(record):
