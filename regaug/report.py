@@ -8,6 +8,8 @@ import torch
 from timm.utils import AverageMeter
 from torchvision.utils import save_image
 
+from regaug.terms import FULL
+
 _logger = logging.getLogger('train')
 _SLOW_DATA = 0.2  # share of the time
 
@@ -131,8 +133,9 @@ def count_evaluations(args, first_epoch, num_epochs):
 def term_figures(record):
     """Figures of the further loss terms as part of a console line, one group for each kind of figure."""
     groups = {}
-    for (_, key), value in record.terms.items():
-        groups.setdefault(key, []).append(f'{value:.3g}')
+    for (term, key), value in record.terms.items():
+        kind = '' if term == FULL else term.rstrip('0123456789') + ' '
+        groups.setdefault(kind + key, []).append(f'{value:.3g}')
     figures = ''.join(f'  {key}: {" ".join(values)}' for key, values in groups.items())
     return f'{figures}  Cost: {record.cost:.2f}' if record.cost != 1.0 else figures
 

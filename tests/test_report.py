@@ -109,8 +109,8 @@ def test_figures_of_further_terms_leave_timms_part_of_the_line_as_it_is(lines):
     [line] = lines(make_report(), make_record(terms=terms, cost=2.5))
     found = re.match(TIMM_LINE, line)
     assert found, line
-    assert '  loss: 0.0125 0.5' in line[found.end() :]
-    assert '  width: 0.75 0.5' in line[found.end() :]
+    assert '  sub loss: 0.0125 0.5' in line[found.end() :]
+    assert '  sub width: 0.75 0.5' in line[found.end() :]
     assert '  Cost: 2.50' in line[found.end() :]
 
 

@@ -82,7 +82,9 @@ def resume_option(text):
 def test_exactly_resumed_runs_equal_the_uninterrupted_one_bit_for_bit(case, train):
     whole = train(*EXACT, *CASES[case], experiment='whole')
     start = create_model('test_efficientnet', num_classes=CLASSES).state_dict()
-    assert not torch.equal(read_checkpoint(whole / 'last.pth.tar')['state_dict']['conv_stem.weight'], start['conv_stem.weight'])
+    assert not torch.equal(
+        read_checkpoint(whole / 'last.pth.tar')['state_dict']['conv_stem.weight'], start['conv_stem.weight']
+    )
     for epoch in (0, 1):
         resume = ['--resume', whole / f'checkpoint-{epoch}.pth.tar']
         resumed = train(*EXACT, *CASES[case], *resume, experiment=f'resumed-{epoch}')
@@ -200,7 +202,9 @@ def test_missing_truncated_and_foreign_checkpoints_are_named(train, tmp_path):
         train('--resume', half)
     with pytest.raises(OptionError, match=r'^--resume .*does not fit EfficientNet: \d+ missing \(.*\d+ unexpected'):
         train('--resume', folder / 'last.pth.tar', '--model', 'test_efficientnet')
-    with pytest.raises(OptionError, match=r'^--resume .*does not fit ResNet: 2 of another shape \(fc.weight \(4, 50\) for'):
+    with pytest.raises(
+        OptionError, match=r'^--resume .*does not fit ResNet: 2 of another shape \(fc.weight \(4, 50\) for'
+    ):
         wider = torch.nn.functional.pad
         state = read_checkpoint(folder / 'last.pth.tar')
         weights = {**state['state_dict'], 'fc.bias': wider(state['state_dict']['fc.bias'], (0, 1))}

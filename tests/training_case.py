@@ -41,10 +41,11 @@ def train_argv(folder, output, *options):
     return [str(part) for part in (*argv, '--input-size', 3, 32, 32, *options)]
 
 
-def train_args(*options):
-    """Training options as the engine gets them, of a single process on the CPU."""
+def train_args(*options, rank=0, world_size=1):
+    """Training options as the engine gets them, on the CPU."""
     args = parse_train(['--dataset', 'regaug/digits', '--device', 'cpu', *map(str, options)])
-    return argparse.Namespace(**{**vars(args), 'distributed': False, 'world_size': 1, 'rank': 0, 'local_rank': 0})
+    group = {'distributed': world_size > 1, 'world_size': world_size, 'rank': rank, 'local_rank': rank}
+    return argparse.Namespace(**{**vars(args), **group})
 
 
 def make_model(name='test_resnet', dtype=torch.float64, **kwargs):
@@ -101,14 +102,13 @@ class PlainPrecision:
     autocast = staticmethod(nullcontext)
 
 
-def make_engine(task, optimizer, *options, **kwargs):
-    """An `Engine` for batches that are ready as they are; returns it with its report."""
-    args = train_args(*options)
-    updater_kwargs = {'loss_scaler': kwargs.pop('loss_scaler', None)}
-    updater = Updater(optimizer, task, clip_grad=args.clip_grad, clip_mode=args.clip_mode, **updater_kwargs)
-    report = kwargs.pop('report', SilentReport())
-    stop = kwargs.pop('stop', StopRequest(device=CPU))
-    return Engine(task, updater, args, device=CPU, precision=PlainPrecision(), stop=stop, report=report, **kwargs)
+def make_engine(task, optimizer, *options, loss_scaler=None, stop=None, rank=0, world_size=1, **kwargs):
+    """An `Engine` for batches that are ready as they are."""
+    args = train_args(*options, rank=rank, world_size=world_size)
+    updater = Updater(optimizer, task, loss_scaler=loss_scaler, clip_grad=args.clip_grad, clip_mode=args.clip_mode)
+    common = {'device': CPU, 'precision': PlainPrecision(), 'report': SilentReport()}
+    stop = stop or StopRequest(device=CPU, distributed=args.distributed)
+    return Engine(task, updater, args, stop=stop, **common, **kwargs)
 
 
 def gradients(model):
