@@ -63,7 +63,7 @@ REFUSALS = [
     ('--model vgg11 --drop-path 0.1', ['--model vgg11', 'drop_path']),
     ('--model test_resnet --model-kwargs wings=2', ['--model test_resnet', 'wings']),
     ('--model dla46_c --grad-checkpointing', ['--grad-checkpointing', 'dla46_c']),
-    ('--model test_vit --model-kwargs dynamic_img_size=False', ['--input-size 3 32 32', 'VisionTransformer']),
+    ('--model test_vit --model-kwargs dynamic_img_size=False', ['--input-size', '32', '--model test_vit', '160']),
     # data
     ('--data-dir gone', ['--data-dir gone', 'no such folder']),
     ('--data-dir empty', ['--data-dir empty', 'empty']),
@@ -112,6 +112,13 @@ def test_training_refuses_before_anything_is_written(workplace, image_folder, li
 def test_cuda_where_there_is_none_is_refused_and_cpu_suggested(workplace, image_folder):
     with pytest.raises(OptionError, match=r'--device cuda: .*say --device cpu'):
         train_script.main(train_argv(image_folder, 'out', '--device', 'cuda'))
+
+
+def test_a_stream_is_refused_with_the_multi_epochs_loader_whose_length_timm_cannot_tell(workplace, monkeypatch):
+    monkeypatch.setattr('regaug.options.checks.data.require_package', lambda *args: None)
+    options = ('--dataset', 'wds/flowers', '--use-multi-epochs-loader')
+    with pytest.raises(OptionError, match=r'--use-multi-epochs-loader: .*--dataset wds/flowers'):
+        train_script.main(train_argv('flowers', 'out', *options))
 
 
 # --- through the command line -------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """GradAug's parts: draws, transforms, the soft-label loss, cost, and what a model must be able to do."""
 
-import copy
 import random
 
 import numpy as np
@@ -9,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
-from training_case import CLASSES, make_batches, make_gradaug, make_model, make_task, train_args
+from training_case import created_gradaug, make_gradaug
 
 from regaug.errors import OptionError
 from regaug.gradaug import Draw, default_sizes, draw_widths, soft_label_loss, transform
-from regaug.methods import create_gradaug
-from regaug.model import build_model
 
 # Draws
 
@@ -249,90 +246,21 @@ def test_cost_counts_the_updates_without_subnetworks():
 # What the model must be able to do
 
 
-def created(*options, input_size=(3, 32, 32)):
-    """Model and GradAug as train.py creates them."""
-    args = train_args('--num-classes', CLASSES, '--gradaug', 2, *options)
-    torch.manual_seed(4)
-    model = build_model(args)
-    return model, create_gradaug(args, model, input_size)
-
-
 def test_a_size_that_the_model_cannot_take_is_refused():
     vit = ['--model', 'test_vit', '--model-kwargs', 'img_size=32']
     with pytest.raises(OptionError, match=r'^--gradaug-sizes 28: .*--model-kwargs dynamic_img_size=True'):
-        created(*vit)
+        created_gradaug(*vit)
     with pytest.raises(OptionError, match=r'^--gradaug-sizes 24: .*dynamic_img_size=True'):
-        created(*vit, '--gradaug-transforms', 'crop', '--gradaug-sizes', 32, 24)
-    assert created(*vit, 'dynamic_img_size=True', '--gradaug-sizes', 32, 16)[1] is not None
-    assert created(*vit, '--gradaug-transforms', 'flip')[1] is not None
+        created_gradaug(*vit, '--gradaug-transforms', 'crop', '--gradaug-sizes', 32, 24)
+    assert created_gradaug(*vit, 'dynamic_img_size=True', '--gradaug-sizes', 32, 16)[1] is not None
+    assert created_gradaug(*vit, '--gradaug-transforms', 'flip')[1] is not None
 
 
 def test_a_crop_larger_than_the_image_is_refused():
-    with pytest.raises(OptionError, match='^--gradaug-sizes 40: '):
-        created('--model', 'test_resnet', '--gradaug-transforms', 'crop', '--gradaug-sizes', 32, 40)
+    with pytest.raises(OptionError, match=r'^--gradaug-sizes 40: '):
+        created_gradaug('--model', 'test_resnet', '--gradaug-transforms', 'crop', '--gradaug-sizes', 32, 40)
 
 
 def test_rotation_of_images_that_are_not_square_is_refused():
-    with pytest.raises(OptionError, match='^--gradaug-transforms rotate: .*32x48'):
-        created('--model', 'test_resnet', '--gradaug-transforms', 'rotate', input_size=(3, 32, 48))
-
-
-@pytest.mark.parametrize('name', ['vgg11', 'resnet10t'])
-def test_depth_subnetworks_of_a_model_without_drop_path_are_refused(name):
-    rate = ['--gradaug-depth-rate', 0] if name == 'resnet10t' else []
-    with pytest.raises(OptionError, match='--gradaug-subnet depth'):
-        created('--model', name, '--gradaug-subnet', 'depth', *rate)
-
-
-# Sub-networks by depth
-
-
-def depth_task(criterion=None):
-    model, gradaug = created('--model', 'resnet10t', '--gradaug-subnet', 'depth', '--gradaug-depth-rate', 0.5)
-    gradaug.subnet = gradaug.make_subnet(model)
-    task = make_task(model, criterion, gradaug=None)
-    task.gradaug, task.gradaug_on = gradaug, True
-    return task.train()
-
-
-def test_full_network_of_the_depth_variant_has_no_drop_path():
-    task = depth_task()
-    args = train_args('--num-classes', CLASSES, '--model', 'resnet10t')
-    torch.manual_seed(4)
-    plain = build_model(args).train()
-    [(input, target)] = make_batches(1, size=8, dtype=torch.float32)
-    (_, full), *_ = task.loss_terms(input, target)
-    output = full()['output']
-    assert torch.equal(output, plain(input))
-    assert torch.equal(output, full()['output'])
-
-
-def test_depth_subnetworks_drop_branches_at_a_linear_rate_and_reach_every_parameter():
-    task = depth_task()
-    model, subnet = task.trainable_module, task.gradaug.subnet
-    [(input, target)] = make_batches(1, size=8, dtype=torch.float32)
-    rates = [part.drop_prob for part in subnet.module.modules() if type(part).__name__ == 'DropPath']
-    assert rates == pytest.approx([0.5 / 3, 1.0 / 3, 0.5])
-    (_, full), *subnets = task.loss_terms(input, target)
-    output = full()['output']
-    for _, term in subnets:
-        model.zero_grad()
-        result = term()
-        assert (result['output'] - output).abs().max() > 1e-3
-        result['loss'].backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-    assert (result['output'] - subnets[0][1]()['output']).abs().max() > 1e-3  # each drops others
-
-
-def test_depth_subnetworks_keep_no_batch_statistics():
-    task = depth_task()
-    [(input, target)] = make_batches(1, size=8, dtype=torch.float32)
-    (_, full), *subnets = task.loss_terms(input, target)
-    full()
-    before = copy.deepcopy(task.trainable_module.state_dict())
-    for _, term in subnets:
-        term()
-    after = task.trainable_module.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert make_model('resnet10t').state_dict().keys() == after.keys()
+    with pytest.raises(OptionError, match=r'^--gradaug-transforms rotate: .*32x48'):
+        created_gradaug('--model', 'test_resnet', '--gradaug-transforms', 'rotate', input_size=(3, 32, 48))

@@ -2,17 +2,13 @@
 
 import copy
 import random
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from slimmable_oracle import kept_mask, zeroed_copy
-from timm import create_model
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.task import ClassificationTask
 from torch import nn
 from training_case import (
     CLASSES,
@@ -21,18 +17,15 @@ from training_case import (
     gradients,
     gradients_at_updates,
     make_batches,
+    make_droppy_model,
     make_engine,
     make_gradaug,
     make_model,
     make_task,
-    read_checkpoint,
-    read_summary,
     sum_of,
-    train_args,
 )
 
 from regaug.gradaug import transform
-from regaug.methods import attach_subnetworks, create_gradaug
 from regaug.slimmable import SlimmablePlan, extract
 
 ALL_TRANSFORMS = ('rotate', 'scale', 'flip')
@@ -76,9 +69,7 @@ def expected_gradients(model, plan, draws, names, input, target, criterion, weig
     def loss(output):
         return weight * (criterion(output, target) if hard else soft_loss(output))
 
-    subnets = [
-        small_network_gradients(model, plan, draw.width, transform(input, draw, names), loss) for draw in draws
-    ]
+    subnets = [small_network_gradients(model, plan, draw.width, transform(input, draw, names), loss) for draw in draws]
     return sum_of(full, *subnets)
 
 
@@ -199,15 +190,8 @@ def random_states():
     return [torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]
 
 
-def droppy_model():
-    """A model with dropout and drop path, both at work."""
-    model = create_model('test_efficientnet', num_classes=CLASSES, drop_rate=0.3, drop_path_rate=0.3).train()
-    assert any(getattr(part, 'drop_prob', 0) for part in model.modules())
-    return model
-
-
 def test_subnetwork_terms_leave_buffers_mode_and_generators_alone():
-    model = droppy_model()
+    model = make_droppy_model()
     task = make_task(model, gradaug=make_gradaug())
     (_, full), *subnets = task.loss_terms(*make_batches(1, dtype=torch.float32)[0])
     start = copy.deepcopy(model.state_dict())
@@ -226,7 +210,7 @@ def test_random_stream_of_the_full_network_is_the_same_with_and_without_gradaug(
     outputs = []
     for gradaug in (None, make_gradaug()):
         torch.manual_seed(11)
-        task = make_task(droppy_model(), gradaug=gradaug)
+        task = make_task(make_droppy_model(), gradaug=gradaug)
         outputs.append([])
         for update, (input, target) in enumerate(make_batches(3, size=8, dtype=torch.float32)):
             task.begin_update(update)
@@ -237,7 +221,7 @@ def test_random_stream_of_the_full_network_is_the_same_with_and_without_gradaug(
 
 
 def test_subnetworks_of_ranks_and_micro_batches_share_widths_but_no_dropout():
-    model = droppy_model()
+    model = make_droppy_model()
     tasks = [make_task(model, gradaug=make_gradaug(transforms=()), rank=rank) for rank in (0, 0, 1)]
     tasks[1].loss_terms(*make_batches(1, dtype=torch.float32)[0])  # so that the next is its second micro-batch
     results = []
@@ -274,16 +258,6 @@ def test_subnetworks_run_every_so_many_updates_and_from_an_epoch_on():
     assert lengths == [4, 1, 1, 4, 1, 1, 4]
 
 
-def test_start_epoch_shows_in_the_summary_which_has_all_columns_from_the_first_row_on(train):
-    rows = read_summary(train('--gradaug', 2, '--gradaug-start-epoch', 1, '--epochs', 3))
-    assert rows[0]['train_sub1_loss'] == rows[0]['train_sub2_width'] == ''
-    for row in rows[1:]:
-        assert float(row['train_sub1_loss']) > 0
-        assert float(row['train_sub2_width']) == 0.9
-        assert 0.9 <= float(row['train_sub1_width']) <= 1
-    assert len({tuple(row) for row in rows}) == 1
-
-
 def test_forward_returns_timms_dict_and_the_same_gradients():
     model, gradaug = make_model(), make_gradaug()
     task = make_task(model, gradaug=gradaug)
@@ -303,100 +277,3 @@ def test_forward_returns_timms_dict_and_the_same_gradients():
     assert [result[f'sub{index}'].item() for index in (1, 2, 3)] == pytest.approx(parts[1:])
     assert torch.equal(result['output'], separate[0][0]['output'])
     assert_close(together, sum_of(*(gradient for _, gradient in separate)), tolerance=1e-6)
-
-
-def test_gradient_checkpointing_changes_no_gradient():
-    found = []
-    for checkpointing in (False, True):
-        torch.manual_seed(2)
-        model = make_model()
-        model.set_grad_checkpointing(checkpointing)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        found.append(gradients_at_updates(optimizer, model))
-        make_engine(make_task(model, gradaug=make_gradaug()), optimizer).train_one_epoch(0, make_batches(1))
-    assert_close(found[1][0], found[0][0], tolerance=1e-9)
-
-
-def test_forward_refuses_several_terms_under_gradient_checkpointing():
-    """One backward pass over their sum would recompute all of them at the width of the last."""
-    model = make_model()
-    model.set_grad_checkpointing(True)
-    with pytest.raises(RuntimeError, match='gradient checkpointing'):
-        make_task(model, gradaug=make_gradaug())(*make_batches(1)[0])
-    assert make_task(model)(*make_batches(1)[0])['loss'].isfinite()
-
-
-def test_autocast_in_bfloat16_stays_near_float32_and_trains_float32_parameters():
-    found = []
-    for autocast in (None, partial(torch.autocast, 'cpu', torch.bfloat16)):
-        torch.manual_seed(2)
-        model = make_model(dtype=torch.float32)
-        task = make_task(model, gradaug=make_gradaug(transforms=()))
-        if autocast is not None:
-            task.autocast = autocast
-        (_, full), *subnets = task.loss_terms(*make_batches(1, size=16, dtype=torch.float32)[0])
-        results = [full(), *(term() for _, term in subnets[:1])]
-        sum(result['loss'] for result in results).backward()
-        assert results[1]['output'].dtype == (torch.float32 if autocast is None else torch.bfloat16)
-        assert results[1]['loss'].dtype == torch.float32
-        found.append(torch.cat([gradient.flatten() for gradient in gradients(model).values()]))
-    assert F.cosine_similarity(found[0], found[1], dim=0) > 0.98
-    assert not torch.equal(found[0], found[1])
-
-
-@pytest.mark.parametrize(
-    'options',
-    [
-        ['--amp', '--amp-dtype', 'bfloat16'],
-        ['--channels-last'],
-        ['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3],
-        ['--grad-checkpointing'],
-        ['--cutmix', 1.0, '--mixup-prob', 0.5, '--clip-grad', 1.0, '--grad-accum-steps', 2, '--bce-loss'],
-    ],
-)
-def test_gradaug_trains_together_with_timms_options(options, train):
-    folder = train('--gradaug', 2, '--epochs', 1, '--gradaug-transforms', 'rotate', 'scale', *options)
-    [row] = read_summary(folder)
-    assert all(np.isfinite(float(row[f'train_{name}'])) for name in ('loss', 'sub1_loss', 'sub2_loss'))
-    assert float(row['train_sub1_loss']) > 0
-
-
-@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
-def test_compiled_subnetworks_run_at_the_width_that_is_set():
-    """Once a width is compiled, another one must not silently run the code of the first."""
-    args = train_args('--model', 'test_resnet', '--num-classes', CLASSES, '--gradaug', 2, '--gradaug-compile', 3)
-    model, outputs = make_model(dtype=torch.float32), []
-    batches = make_batches(4, dtype=torch.float32)
-    for backend in (None, 'eager'):
-        gradaug = create_gradaug(args, model, (3, 32, 32))
-        task = make_task(model)
-        task.gradaug, task.gradaug_on = gradaug, True
-        attach_subnetworks(gradaug, task, compile_backend=backend)
-        task.train()
-        outputs.append([])
-        for update, batch in enumerate(batches):
-            task.begin_update(update)
-            results = [term() for _, term in task.loss_terms(*batch)]
-            outputs[-1].append({result['width']: result['output'] for result in results[1:]})
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
-    widths = {width for results in outputs[1] for width in results}
-    assert len(widths) > 1
-
-
-def test_moving_average_optimiser_and_checkpoint_hold_the_plain_model_alone(train):
-    model = droppy_model()
-    task = make_task(model, gradaug=make_gradaug())
-    task.setup_ema(decay=0.9)
-    plain = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
-    plain.setup_ema(decay=0.9)
-    names = [name for name, _ in task.named_modules() if name != 'criterion']
-    assert names == [name for name, _ in plain.named_modules() if name != 'criterion']
-    assert list(task.state_dict()) == list(plain.state_dict())
-    optimizer = create_optimizer_v2(task.get_trainable_module(), opt='sgd', lr=0.1)
-    assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(model.parameters()))
-
-    state = read_checkpoint(train('--gradaug', 2, '--model-ema', '--epochs', 1) / 'last.pth.tar')
-    expected = create_model('test_resnet', num_classes=CLASSES).state_dict()
-    for key in ('state_dict', 'state_dict_ema'):
-        assert list(state[key]) == list(expected)
-        assert all(state[key][name].shape == value.shape for name, value in expected.items())

@@ -197,5 +197,7 @@ def test_logging_to_wandb_changes_no_weight(train, tmp_path, monkeypatch):
     plain = train(*common, experiment='plain')
     logged = train(*common, '--log-wandb', '--wandb-project', 'test', experiment='logged')
     assert list(tmp_path.glob('wandb/offline-run-*/*.wandb'))
-    assert_equal(read_checkpoint(logged / 'last.pth.tar')['state_dict'], read_checkpoint(plain / 'last.pth.tar')['state_dict'])
+    assert_equal(
+        read_checkpoint(logged / 'last.pth.tar')['state_dict'], read_checkpoint(plain / 'last.pth.tar')['state_dict']
+    )
     assert read_summary(logged) == read_summary(plain)

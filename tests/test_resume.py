@@ -2,11 +2,7 @@
 
 import errno
 import os
-import re
-import shlex
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +12,11 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import nn
-from training_case import CLASSES, assert_equal, read_checkpoint, read_summary
+from training_case import CLASSES, assert_equal, assert_same_training, follow_log, read_checkpoint, read_summary
 
 from regaug import checkpoints
 from regaug.checkpoints import find_newest, next_epoch
 from regaug.errors import OptionError
-from regaug.report import Report
 
 EXACT = ['--exact-resume', '--epochs', 3, '--workers', 2, '--model', 'test_efficientnet', '--drop', 0.2]
 CASES = {
@@ -44,35 +39,6 @@ def truncate(path):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[: len(content) // 2])
-
-
-def assert_same_training(folder, reference, from_epoch=0):
-    """Two runs end alike, and their summaries agree from an epoch on."""
-    saved, expected = (read_checkpoint(run / 'last.pth.tar') for run in (folder, reference))
-    for key in ('epoch', 'state_dict', 'state_dict_ema', 'optimizer', 'metric'):
-        assert_equal(saved.get(key), expected.get(key), key)
-    rows = [row for row in read_summary(reference) if int(row['epoch']) >= from_epoch]
-    assert rows
-    assert [row for row in read_summary(folder) if int(row['epoch']) >= from_epoch] == rows
-
-
-def log_lines(caplog):
-    """Follow the log of a run from now on."""
-    caplog.set_level('INFO', logger='train')
-    caplog.clear()
-    return caplog
-
-
-def command_of(text):
-    """The arguments of train.py in the command that an interrupted run gives."""
-    command = re.search(r'Go on with:\n(.*)', text).group(1)
-    return shlex.split(command)
-
-
-def resume_option(text):
-    """`--resume` and its value out of the command that an interrupted run gives."""
-    command = command_of(text)
-    return command[command.index('--resume') :][:2]
 
 
 # Exact resume
@@ -111,7 +77,7 @@ def test_resume_auto_takes_the_newest_good_checkpoint_and_the_summary_has_each_e
     for name in ('last.pth.tar', 'model_best.pth.tar', 'checkpoint-2.pth.tar'):
         truncate(folder / name)
     torch.save({'weights': torch.zeros(3)}, folder / 'other.pth.tar')
-    log = log_lines(caplog)
+    log = follow_log(caplog)
     train(*exact, '--epochs', 4, experiment='run')
     assert f'Resuming {folder}/checkpoint-1.pth.tar' in log.text
     assert 'Skipped: --resume auto' in log.text
@@ -140,7 +106,7 @@ def test_the_best_metric_is_not_forgotten(train, caplog):
     for name in ('last.pth.tar', 'checkpoint-0.pth.tar', 'model_best.pth.tar'):
         (folder / name).unlink()
         torch.save(state, folder / name)
-    log = log_lines(caplog)
+    log = follow_log(caplog)
     train('--epochs', 2, '--resume', folder / 'last.pth.tar')
     assert '*** Best metric: 200.0 (epoch 0)' in log.text
     assert read_checkpoint(folder / 'model_best.pth.tar')['epoch'] == 0
@@ -212,131 +178,6 @@ def test_missing_truncated_and_foreign_checkpoints_are_named(train, tmp_path):
         torch.save({**state, 'state_dict': weights}, folder / 'other.tar')
         train('--resume', folder / 'other.tar')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['run']
-
-
-# Signals
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Makes the next run in this process receive SIGTERM at an update, counted over its epochs."""
-    on_update = Report.on_update
-
-    def stop_at(epoch, update_idx):
-        def with_signal(self, record):
-            on_update(self, record)
-            if (record.epoch, record.update_idx) == (epoch, update_idx):
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        monkeypatch.setattr(Report, 'on_update', with_signal)
-
-    yield stop_at
-    monkeypatch.undo()
-
-
-def test_an_interrupted_epoch_is_repeated_from_the_recovery_checkpoint(train, stop_at, caplog):
-    log = log_lines(caplog)
-    stop_at(1, 1)
-    folder = train('--epochs', 3, '--log-interval', 1, status=143)
-    assert [path.name for path in folder.glob('recovery*')] == ['recovery-1-2.pth.tar']
-    assert 'Stopped in epoch 1, which will be repeated' in log.text
-    recovery = read_checkpoint(folder / 'recovery-1-2.pth.tar')
-    last = read_checkpoint(folder / 'last.pth.tar')
-    assert not torch.equal(recovery['state_dict']['fc.weight'], last['state_dict']['fc.weight'])
-    stop_at(-1, -1)
-    log = log_lines(caplog)
-    train('--epochs', 3, *resume_option('Go on with:\nx --resume ' + str(folder / 'recovery-1-2.pth.tar')))
-    assert 'Epoch 1 was interrupted; it is repeated from its start.' in log.text
-    assert [row['epoch'] for row in read_summary(folder)] == ['0', '1', '2']
-
-
-def test_recovery_checkpoints_of_an_interval_are_resumed_as_interrupted(train, caplog):
-    folder = train('--epochs', 1, '--recovery-interval', 3, experiment='first')
-    [recovery] = folder.glob('recovery*')
-    assert recovery.name == 'recovery-0-2.pth.tar'
-    log = log_lines(caplog)
-    resumed = train('--epochs', 1, '--resume', recovery, experiment='second')
-    assert 'Epoch 0 was interrupted' in log.text
-    assert [row['epoch'] for row in read_summary(resumed)] == ['0']
-
-
-@pytest.mark.parametrize('update_idx', [1, 3])
-def test_after_a_signal_the_given_command_resumes_exactly(update_idx, train, stop_at, caplog):
-    """`--exact-resume` promises the numbers of an uninterrupted run, stopped within an epoch (4 updates) too."""
-    options = ['--exact-resume', '--epochs', 3, '--log-interval', 1]
-    whole = train(*options, experiment='whole')
-    log = log_lines(caplog)
-    stop_at(1, update_idx)
-    stopped = train(*options, experiment='stopped', status=143)
-    stop_at(-1, -1)
-    train(*options, *resume_option(log.text), experiment='stopped')
-    assert_same_training(stopped, whole)
-
-
-def test_a_finished_epoch_is_not_repeated_after_a_signal(train, monkeypatch, caplog):
-    on_epoch = Report.on_epoch
-
-    def with_signal(self, row):
-        on_epoch(self, row)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    options = ['--exact-resume', '--epochs', 3]
-    whole = train(*options, experiment='whole')
-    log = log_lines(caplog)
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, 'on_epoch', with_signal)
-        stopped = train(*options, experiment='stopped', status=143)
-    assert [row['epoch'] for row in read_summary(stopped)] == ['0']
-    resume = resume_option(log.text)
-    log = log_lines(caplog)
-    train(*options, *resume, experiment='stopped')
-    assert 'Train: 0 ' not in log.text
-    assert_same_training(stopped, whole)
-
-
-def test_a_signal_in_the_last_epoch_after_its_last_update_lets_the_run_end(train, stop_at):
-    stop_at(1, 3)
-    folder = train('--log-interval', 1, '--val-split', '')
-    assert read_checkpoint(folder / 'last.pth.tar')['epoch'] == 1
-    assert not list(folder.glob('recovery*'))
-
-
-def processes_of_session(session):
-    """Process ids, by state, of a session: those of a program started as its leader and of all its children."""
-    found = {}
-    for path in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            fields = path.read_text().rpartition(')')[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[3]) == session:
-            found[int(path.parent.name)] = fields[0]
-    return found
-
-
-def test_sigterm_ends_a_real_run_with_a_command_that_goes_on(start_train, start, tmp_path):
-    program = start_train('--epochs', 500, '--workers', 2, '--log-interval', 1)
-    program.wait_for('Train: 1 [   1/4')
-    assert len(processes_of_session(program.process.pid)) >= 3  # the main process and the loader's workers
-    os.kill(program.process.pid, signal.SIGTERM)
-    status, output = program.finish(30)
-    assert status == 143, output
-    assert processes_of_session(program.process.pid) == {}
-    assert 'Traceback' not in output
-    [recovery] = (tmp_path / 'run').glob('recovery-*.pth.tar')
-    assert not list((tmp_path / 'run').glob('*tmp*'))
-    command = command_of(output)
-    assert command[0] == sys.executable
-    epochs = [row['epoch'] for row in read_summary(tmp_path / 'run')]
-    stopped_in = len(epochs)
-    assert epochs == [str(epoch) for epoch in range(stopped_in)]
-
-    status, output = start(*command[1:], '--epochs', stopped_in + 1).finish()
-    assert status == 0, output
-    assert f'Epoch {stopped_in} was interrupted; it is repeated' in output
-    epochs = [row['epoch'] for row in read_summary(tmp_path / 'run')]
-    assert epochs == [str(epoch) for epoch in range(stopped_in + 1)]
-    assert recovery.exists()
 
 
 # A full disk

@@ -9,6 +9,7 @@ import pytest
 from timm.utils.summary import update_summary
 from training_case import read_summary
 
+from regaug.errors import OptionError
 from regaug.summary import Summary, epoch_row, write_whole
 
 TRAIN = {'loss': 1.5}
@@ -164,9 +165,14 @@ def test_an_existing_table_is_never_written_into_not_even_to_drop_rows(tmp_path)
 def test_small_files_are_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / 'args.yaml'
     write_whole(path, 'lr: 1\n')
-    monkeypatch.setattr(os, 'replace', lambda src, dst: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'full')))
-    with pytest.raises(OSError, match='full'):
+
+    def no_space(src, dst):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', no_space)
+    with pytest.raises(OptionError, match=r'--output .*args\.yaml cannot be written .*No space left'):
         write_whole(path, 'lr: 2\n')
+    assert [file.name for file in tmp_path.iterdir()] == ['args.yaml']
     assert path.read_text() == 'lr: 1\n'
 
 

@@ -209,8 +209,7 @@ def test_the_epoch_reaches_the_sampler_of_repeated_augmentation(group_of_one):
     assert orders[4][0] == reference[: len(orders[4][0])].tolist()
 
 
-@pytest.mark.parametrize('multi_epochs', [False, True])
-def test_the_epoch_reaches_a_stream(multi_epochs):
+def test_the_epoch_reaches_a_stream():
     class Reader:
         epochs = []
 
@@ -225,8 +224,7 @@ def test_the_epoch_reaches_a_stream(multi_epochs):
 
     dataset = noise_set(8)
     stream = IterableImageDataset(None, reader=Reader())
-    options = ['--use-multi-epochs-loader'] if multi_epochs else []
-    train_data, _ = make_train_data(stream, '--batch-size', 4, '--workers', 0, *options)
+    train_data, _ = make_train_data(stream, '--batch-size', 4, '--workers', 0)
     for epoch in (3, 4):
         train_data.set_epoch(epoch)
     assert Reader.epochs == [3, 4]

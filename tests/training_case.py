@@ -12,6 +12,8 @@ from torch import nn
 from regaug.engine import Engine
 from regaug.gradaug import GradAug
 from regaug.interrupt import StopRequest
+from regaug.methods import create_gradaug
+from regaug.model import build_model
 from regaug.options import parse_train
 from regaug.runtime import Updater
 from regaug.slimmable import SlimmablePlan, Twin
@@ -51,6 +53,13 @@ def train_args(*options, rank=0, world_size=1):
 def make_model(name='test_resnet', dtype=torch.float64, **kwargs):
     """A model whose layers all matter: nothing that starts as zero is left at zero."""
     return make_generic(timm.create_model(name, num_classes=CLASSES, **kwargs)).to(dtype).train()
+
+
+def make_droppy_model():
+    """A model with dropout and drop path, both at work."""
+    model = timm.create_model('test_efficientnet', num_classes=CLASSES, drop_rate=0.3, drop_path_rate=0.3).train()
+    assert any(getattr(part, 'drop_prob', 0) for part in model.modules())
+    return model
 
 
 def make_batches(count, size=4, side=32, dtype=torch.float64, seed=0):
@@ -165,3 +174,28 @@ def read_checkpoint(path):
 def read_summary(folder):
     with (folder / 'summary.csv').open(newline='') as file:
         return list(csv.DictReader(file))
+
+
+def assert_same_training(folder, reference, from_epoch=0):
+    """Two runs end alike, and their summaries agree from an epoch on."""
+    saved, expected = (read_checkpoint(run / 'last.pth.tar') for run in (folder, reference))
+    for key in ('epoch', 'state_dict', 'state_dict_ema', 'optimizer', 'metric'):
+        assert_equal(saved.get(key), expected.get(key), key)
+    rows = [row for row in read_summary(reference) if int(row['epoch']) >= from_epoch]
+    assert rows
+    assert [row for row in read_summary(folder) if int(row['epoch']) >= from_epoch] == rows
+
+
+def follow_log(caplog):
+    """The log of runs in this process from now on."""
+    caplog.set_level('INFO', logger='train')
+    caplog.clear()
+    return caplog
+
+
+def created_gradaug(*options, input_size=(3, 32, 32)):
+    """Model and `GradAug` as train.py creates them for these options."""
+    args = train_args('--num-classes', CLASSES, '--gradaug', 2, *options)
+    torch.manual_seed(4)
+    model = build_model(args)
+    return model, create_gradaug(args, model, input_size)

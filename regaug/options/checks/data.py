@@ -116,6 +116,8 @@ def check_repeats(args: Namespace):
     if args.aug_repeats:
         require(args, '--aug-repeats', is_distributed_env(), 'needs several processes, started by torchrun')
         refuse_iterable(args, '--aug-repeats', 'a stream cannot be repeated')
+    if args.use_multi_epochs_loader:
+        refuse_iterable(args, '--use-multi-epochs-loader', 'it then has no length')
 
 
 def check_subset(args: Namespace):
