@@ -131,11 +131,12 @@ def save_interrupted(run, epoch, interrupted):
     if run.primary:
         path = run.saver.save_recovery(epoch, interrupted.update_idx)
         if run.args.exact_resume:  # the middle of an epoch is no place to resume exactly from
-            path = find_newest(run.folder, finished_only=True) or ''
+            path = find_newest(run.folder, finished_only=True) or run.args.resume
         command = shlex.join([sys.executable, *sys.argv, '--experiment', run.experiment, '--resume', path])
         _logger.warning(f'Stopped in epoch {epoch}, which will be repeated from its start. Go on with:\n{command}')
     if run.args.distributed:
         dist.barrier()  # torchrun ends all processes when the first one is gone
+        dist.destroy_process_group()
     return 128 + (run.stop.signum or 0)
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -90,7 +89,7 @@ def read_checkpoint(path, option, mmap=False):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise OptionError(f'{option} {path}: there is no such file.') from error
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # on bytes that are no checkpoint the unpickler raises whatever it stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OptionError(f'{option} {path}: truncated, or no checkpoint of PyTorch ({reason}).') from error
     if not isinstance(checkpoint, dict):

@@ -94,7 +94,10 @@ class Program:
 
     def finish(self, seconds=120):
         """Wait for the end and return (exit status, output)."""
-        return self.process.wait(seconds), self.output()
+        try:
+            return self.process.wait(seconds), self.output()
+        except subprocess.TimeoutExpired:
+            pytest.fail(f'still running after {seconds} s:\n{self.output()}')
 
     def end_group(self):
         """Kill what is left of the program and its children."""

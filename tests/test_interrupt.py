@@ -82,6 +82,19 @@ def test_after_a_signal_the_given_command_resumes_exactly(update_idx, train, sto
     assert_same_training(stopped, whole)
 
 
+def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started(train, stop_at, caplog):
+    options = ['--exact-resume', '--epochs', 3, '--log-interval', 1]
+    whole = train(*options, experiment='whole')
+    start = ['--resume', whole / 'checkpoint-0.pth.tar']
+    log = follow_log(caplog)
+    stop_at(1, 1)
+    train(*options, *start, experiment='stopped', status=143)
+    stop_at(-1, -1)
+    stopped = train(*options, *start, *resume_option(log.text), experiment='stopped')
+    assert [row['epoch'] for row in read_summary(stopped)] == ['1', '2']
+    assert_same_training(stopped, whole, from_epoch=1)
+
+
 def test_a_finished_epoch_is_not_repeated_after_a_signal(train, monkeypatch, caplog):
     on_epoch = Report.on_epoch
 

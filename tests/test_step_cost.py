@@ -1,4 +1,5 @@
 import csv
+import time
 
 import pytest
 import torch
@@ -69,6 +70,23 @@ def test_loop_waits_after_each_update_for_its_next_turn():
         assert seconds > 0
         progress.append(list(seen))
     assert progress == [[0, 1], [0, 1, 2, 0], [0, 1, 2, 0, 1, 2]]
+
+
+def test_loop_has_ended_when_its_last_update_returns():
+    ended = []
+
+    def loop(loader):
+        for _ in loader:
+            pass
+        time.sleep(0.05)
+        ended.append(True)
+
+    turns = turns_of(num_turns=2)
+    turns.start(loop)
+    turns.step()
+    assert not ended
+    turns.step()
+    assert ended
 
 
 def test_failing_loop_is_reported_with_its_cause():

@@ -155,8 +155,8 @@ def extract(model: nn.Module, plan: SlimmablePlan, width: float, width_divisor: 
     plan.layout.check_tensors(model)
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm) and hasattr(module, 'momentum') and hasattr(module, 'running_var'):
-            raise ValueError(f'{type(model).__name__}: the statistics of {name} ({type(module).__name__}) cannot be '
-                             'estimated for a sub-network')  # fmt: skip
+            kind = f'{name} ({type(module).__name__})'
+            raise ValueError(f'{type(model).__name__}: statistics of {kind} cannot be estimated for a sub-network')
     small = plan.layout.narrowed_copy(model, plan.counts(width, width_divisor))
     for norm in batch_norms(small):
         if norm.running_mean is not None:
