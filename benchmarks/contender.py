@@ -36,7 +36,7 @@ class Turns:
 
     def __init__(self, batches, *, num_turns, batches_per_turn, device):
         self.batches = batches
-        self.num_turns = num_turns
+        self.num_turns = self._turns_left = num_turns
         self.batches_per_turn = batches_per_turn
         self.device = device
         self.times = None
@@ -70,10 +70,11 @@ class Turns:
                 self._error = error
             self._end.release()
 
-        threading.Thread(target=run, daemon=True).start()
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
 
     def step(self):
-        """Lets the loop make one update.
+        """Lets the loop make one update; after the last one it ends.
 
         Returns:
             Seconds it took, and processor seconds of the whole process meanwhile.
@@ -86,6 +87,9 @@ class Turns:
         self._end.acquire()
         if self.times is None:
             raise RuntimeError('The training loop stopped before its last update.') from self._error
+        self._turns_left -= 1
+        if not self._turns_left:
+            self._thread.join()
         return self.times
 
 

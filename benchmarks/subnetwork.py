@@ -9,7 +9,6 @@ README.md beside this file.
 
 import argparse
 import copy
-import statistics
 import sys
 import time
 import types
@@ -141,8 +140,8 @@ def main(argv=None):
     settings = [
         ('input', f'{tuple(input.shape)}, {"channels_last" if args.channels_last else "NCHW"}, {device.type}'),
         ('rounds', f'{args.rounds} after {args.warmup} of warm-up'),
-        ('switching, new width', f'processor time {1e3 * statistics.median(new):.2f} ms (up to {1e3 * max(new):.2f})'),
-        ('switching, known width', f'processor time {1e3 * statistics.median(known):.2f} ms (up to {1e3 * max(known):.2f})'),
+        ('switching to a new width, processor ms', Spread.of([1e3 * each for each in new]).text(2)),
+        ('switching to a known width, processor ms', Spread.of([1e3 * each for each in known]).text(2)),
         *environment(),
     ]
     lines = [f'- {key}: {value}' for key, value in settings]

@@ -11,6 +11,7 @@ import collections
 import csv
 import multiprocessing
 import resource
+import signal
 import warnings
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', metavar='NAME', help='networks to examine')
     parser.add_argument('--max-gb', type=float, default=8.0, help='memory that one network may take (default: 8)')
-    parser.add_argument('--limit-s', type=float, default=300.0, help='time that one network may take (default: 300)')
+    parser.add_argument('--limit-s', type=int, default=300, help='processor time of one network (default: 300)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--output', type=Path, default=ROOT / 'benchmarks' / 'results')
     return parser.parse_args()
@@ -94,14 +95,13 @@ def run_apart(name: str, args) -> dict:
     child = context.Process(target=examine_in_child, args=(name, args, sender))
     child.start()
     sender.close()
-    if receiver.poll(args.limit_s):
-        try:
-            row |= receiver.recv()
-        except EOFError:
-            row |= {'verdict': 'not run', 'remarks': f'the process died, perhaps for want of {args.max_gb:g} GB'}
-    else:
-        row |= {'verdict': 'not run', 'remarks': f'took more than {args.limit_s:g} s'}
-    child.kill()
+    try:
+        row |= receiver.recv()
+    except EOFError:
+        child.join()
+        late = child.exitcode == -signal.SIGXCPU
+        reason = f'{args.limit_s} s of processor time' if late else f'{args.max_gb:g} GB, perhaps: its process died'
+        row |= {'verdict': 'not run', 'remarks': f'needs more than {reason}'}
     child.join()
     return row
 
@@ -110,6 +110,7 @@ def examine_in_child(name: str, args, sender):
     warnings.simplefilter('ignore')
     limit = int(args.max_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (args.limit_s, args.limit_s + 10))
     torch.set_num_threads(1)
     try:
         sender.send(examine(name, args.seed, args.max_gb))
@@ -129,7 +130,8 @@ def write(rows: list[dict], args):
     text = [
         '# Which networks of timm can be slimmed',
         f'{len(rows)} networks: ' + ', '.join(f'{count} {verdict}' for verdict, count in counts.most_common()) + '.',
-        f'`python -m benchmarks.zoo`: seed {args.seed}, at most {args.max_gb:g} GB and {args.limit_s:g} s a network.',
+        f'`python -m benchmarks.zoo`: seed {args.seed}; a network may take {args.max_gb:g} GB and {args.limit_s} s of '
+        'processor time.',
         '\n'.join(f'- {name}: {value}' for name, value in environment()),
         LEGEND.strip(),
         markdown_table(list(COLUMNS.values()), [list(row.values()) for row in rows]),

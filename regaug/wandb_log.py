@@ -1,6 +1,7 @@
 """Weights & Biases: timm's epoch metrics by their names, and finer ones per log interval."""
 
 import torch
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from regaug.terms import flat_name
@@ -60,7 +61,7 @@ class WandbLog:
     def on_picture(self, input, target, phase):
         """Log the first images of an augmented batch, normalisation undone, with their labels."""
         images = input[:_PICTURES].detach().float().cpu() * self.std + self.mean
-        grid = make_grid(images.clamp(0, 1), nrow=4)
+        grid = to_pil_image(make_grid(images.clamp(0, 1), nrow=4))
         self.run.log({f'batch/{phase}': self.wandb.Image(grid, caption=caption(target[:_PICTURES]))})
 
     def on_epoch(self, row):

@@ -185,7 +185,7 @@ def test_torchrun_stops_with_one_recovery_file_goes_on_and_ends_with_one_set_of_
     ranks = ranks_of(program.process)
     assert sorted(ranks) == [0, 1]
     os.kill(ranks[1], signal.SIGTERM)
-    status, output = program.finish(60)
+    status, output = program.finish(120)
     assert status != 0
     assert 'Stopped in epoch' in output
     folder = tmp_path / 'run'

@@ -55,6 +55,7 @@ def test_model_data_and_schedule_are_told(dry_run):
     told(lines, r'phase main: epochs 0 to 6$')
     assert float(told(lines, r'loss after 2 updates (\S+)')[1]) == pytest.approx(1.4, abs=0.5)
     told(lines, r'\d\.\d+ s per update, \d+\.\d s per evaluation')
+    told(lines, r'(?i)\bmem(ory)?:? \d+(\.\d+)? [GM]iB')
     told(lines, r'estimated time \d+:\d\d:\d\d')
 
 
