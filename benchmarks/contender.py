@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from regaug.data import mixing_active
 from regaug.errors import OptionError
+from regaug.loaders import mixing_active
 from regaug.options import parse_train
 from regaug.phases import phase_at
 from regaug.run import Run

@@ -11,10 +11,11 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
 from regaug.checkpoints import Resumed, Saver, find_newest, next_epoch, read_checkpoint, resume, resume_ema
-from regaug.data import TrainLoader, check_classes, create_datasets, create_eval_loader
+from regaug.data import check_classes, create_datasets
 from regaug.engine import Engine, updates_per_epoch
 from regaug.errors import OptionError
 from regaug.interrupt import StopRequest
+from regaug.loaders import TrainLoader, create_eval_loader
 from regaug.methods import attach_subnetworks, create_gradaug, create_manifold_mixup
 from regaug.model import build_model, place_model, resolve_learning_rate
 from regaug.options import args_as_yaml

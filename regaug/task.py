@@ -27,8 +27,8 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from regaug.data import mixing_active
 from regaug.gradaug import SubnetSwitch
+from regaug.loaders import mixing_active
 from regaug.manifold import mix, mixed_after
 from regaug.terms import FULL
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from training_case import CPU, train_args
 
-from regaug.data import TrainLoader
+from regaug.loaders import TrainLoader
 from regaug.phases import phase_at
 from regaug.samples import training_samples
 

@@ -12,15 +12,9 @@ from timm.data.loader import fast_collate
 from timm.data.naflex_mixup import NaFlexMixup
 from training_case import CPU, train_args
 
-from regaug.data import (
-    check_classes,
-    create_dataset,
-    create_datasets,
-    create_eval_loader,
-    create_mixup,
-    mixing_active,
-)
+from regaug.data import check_classes, create_dataset, create_datasets
 from regaug.errors import OptionError
+from regaug.loaders import create_eval_loader, create_mixup, mixing_active
 from regaug.phases import phase_at
 from regaug.samples import Samples
 

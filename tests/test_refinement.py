@@ -10,7 +10,7 @@ from PIL import Image
 from training_case import CLASSES, train_args
 
 from regaug import run as run_module
-from regaug.data import TrainLoader
+from regaug.loaders import TrainLoader
 from regaug.phases import phase_at
 from regaug.samples import Samples
 

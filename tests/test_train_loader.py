@@ -20,7 +20,7 @@ from timm.data import IterableImageDataset
 from torch import distributed
 from training_case import CPU
 
-from regaug.data import TrainLoader
+from regaug.loaders import TrainLoader
 from regaug.phases import phase_at
 
 MIXED = ('--mixup', 1, '--cutmix', 1, '--mixup-off-epoch', 1, '--epochs', 2, '--warmup-epochs', 0, '--batch-size', 8)
