@@ -1,6 +1,8 @@
 """`--dry-run`: build everything, run two updates and one evaluation batch, say what a run would be, write nothing."""
 
 import logging
+import resource
+import sys
 from datetime import timedelta
 from itertools import islice
 
@@ -54,13 +56,19 @@ def dry_run(run):
         f'{args.grad_accum_steps} accumulated, {updates} updates per epoch',
         f'epochs {run.start_epoch} to {run.num_epochs - 1}, {args.opt} lr {args.lr:g}, {args.sched} schedule',
         *phase_lines(run),
-        f'{seconds:.3f} s per update, {eval_seconds:.1f} s per evaluation{peak_memory()}',
+        f'{seconds:.3f} s per update, {eval_seconds:.1f} s per evaluation{peak_memory() or peak_resident()}',
         f'estimated time {timedelta(seconds=round(total))}',
     ]
     if run.primary:
         for line in lines:
             _logger.info(f'Dry run: {line}')
     return 0
+
+
+def peak_resident():
+    """Peak memory of this process on the CPU, libraries included."""
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return f'  Mem: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB'
 
 
 def phase_lines(run):
