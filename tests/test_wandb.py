@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -67,6 +68,7 @@ def logged(image_folder, tmp_path_factory):
         patch.setenv('WANDB_MODE', 'offline')
         patch.setenv('WANDB_DIR', str(root))
         patch.setenv('WANDB_SILENT', 'true')
+        wandb.teardown()  # an earlier run in this process would decide on the folder
         try:
             assert train_script.main(train_argv(image_folder, root, '--experiment', 'run', *OPTIONS)) == 0
         finally:

@@ -4,7 +4,7 @@ import functools
 import math
 
 from regaug.slimmable.call import Call
-from regaug.slimmable.labels import MAX_PIECES, Axis, between, freeze, is_fixed, resolve, segments, unify
+from regaug.slimmable.labels import MAX_PIECES, Axis, axis_size, between, freeze, is_fixed, resolve, segments, unify
 from regaug.slimmable.rules import FULL_PARTNER, MAX_CONSTANT_GROUPS, Rule, rule
 
 RULES: dict[str, Rule] = {}
@@ -235,6 +235,20 @@ def index(call: Call) -> list[list[Axis]]:
         return [[None] * call.outputs[0].dim()]
     new = call.outputs[0].dim() - (x.dim() - len(indexed))
     return [[*axes[:first], *[None] * new, *axes[last + 1 :]]]
+
+
+@shape_rule('as_strided_')
+def restride(call: Call) -> list[list[Axis]]:
+    """Pooling sets the strides of its channels-last output so; any change of shape is not followed."""
+    x = call.inputs[0]
+    axes = call.axes(x)
+    if [size for size, axis in zip(x.shape, axes, strict=True) if axis is not None] == [
+        axis_size(axis) for axis in axes if axis is not None
+    ]:
+        return [axes]
+    for axis in axes:
+        freeze(axis, 'its memory is reinterpreted')
+    return [[None] * x.dim()]
 
 
 @shape_rule('roll', 'flip')
