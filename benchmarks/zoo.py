@@ -50,7 +50,7 @@ gradients of all parameters against a full-size copy whose dropped channels are 
 Normalisation in the reference uses the statistics of the kept channels, as the sub-network does. *Layers*: modules with
 a weight that has channels. *Kept*: shares of the parameters and of the multiply-adds of convolutions and matrix
 products. *Full width*: the twin's output at width 1 against the model's, in float32. *Plan* and *switch* (to a width
-not used before, median of 11) are processor time. *Input size*: the smallest of a list at which the network runs, or
+not used before, mean of 50) are processor time. *Input size*: the smallest of a list at which the network runs, or
 its fixed size.
 """
 

@@ -147,8 +147,8 @@ def gradient_errors(model: nn.Module, zeroed: nn.Module, plan, counts) -> tuple[
         if parameter.grad is None or reference is None:
             continue
         kept = kept_mask(plan, name, parameter.shape, counts)
-        clean &= not parameter.grad[~kept].any()
-        worst = max(worst, float((parameter.grad - reference)[kept].abs().max()) / largest)
+        clean &= not (parameter.grad * ~kept).any()
+        worst = max(worst, float(((parameter.grad - reference) * kept).abs().max()) / largest)
     return worst, clean
 
 

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from PIL import Image
+from timm.data import IterableImageDataset
 from training_case import CLASSES, train_args
 
 from regaug import run as run_module
@@ -182,3 +183,37 @@ def test_scheduled_sizes_survive_the_change(train):
         'main',
         'refine',
     ]
+
+
+class StreamReader:
+    """A stream of ramps, as timm's WebDataset and TFDS readers are for `IterableImageDataset`."""
+
+    def __iter__(self):
+        for index in range(16):
+            ramp = torch.arange(32, dtype=torch.uint8).repeat(32, 1) * 4 + index
+            yield Image.fromarray(ramp.unsqueeze(-1).repeat(1, 1, 3).numpy()), index % CLASSES
+
+    def __len__(self):
+        return 16
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def set_loader_cfg(self, num_workers=None):
+        self.num_workers = num_workers
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_streams_survive_the_change(workers):
+    args = train_args('--epochs', 1, '--warmup-epochs', 0, '--refine-epochs', 1, '--batch-size', 8, *HEAVY)
+    args.workers = workers
+    stream = IterableImageDataset('', reader=StreamReader())
+    device = torch.device('cpu')
+    data = TrainLoader(stream, DATA_CONFIG, device=device, img_dtype=torch.float32, num_classes=CLASSES)
+    data.use(phase_at(0, args))
+    assert all(target.ndim == 2 for _, target in data.loader)
+    assert data.use(phase_at(1, args))
+    data.set_epoch(1)
+    batches = list(data.loader)
+    assert stream.reader.epoch == 1 and sum(len(target) for _, target in batches) == 16
+    assert all(is_crop_or_flip(image) for input, _ in batches for image in input)

@@ -71,6 +71,24 @@ class GatedByChannelConvolution(Net):
         return x * self.gate(x.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)[:, :, None, None]
 
 
+class PooledInChannelsLast(Net):
+    def __init__(self):
+        super().__init__(16)
+        self.mlp = nn.Linear(16, 16)
+
+    def body(self, x):
+        return F.adaptive_avg_pool2d(self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 1)
+
+
+class InterpolatedPositions(Net):
+    def __init__(self):
+        super().__init__(16)
+        self.positions = nn.Parameter(torch.randn(1, 16, 3, 3))
+
+    def body(self, x):
+        return x + F.interpolate(self.positions, x.shape[2:], mode='bicubic')
+
+
 class SharedWeight(Net):
     def __init__(self):
         super().__init__(16)
@@ -130,7 +148,16 @@ def planned(net):
 @pytest.mark.parametrize('width', [0.75, 0.5])
 @pytest.mark.parametrize(
     'net',
-    [Concatenation, Shuffle, SplitBySizesOfAModule, GroupedConvolutions, GatedByChannelConvolution, SharedWeight],
+    [
+        Concatenation,
+        Shuffle,
+        SplitBySizesOfAModule,
+        GroupedConvolutions,
+        GatedByChannelConvolution,
+        PooledInChannelsLast,
+        InterpolatedPositions,
+        SharedWeight,
+    ],
 )
 def test_subnetwork_equals_full_size_network_with_dropped_channels_zeroed(net, width):
     model, twin = planned(net())

@@ -221,4 +221,4 @@ def pooling(call: Call) -> list[list[Axis]]:
     spatial = int(re.search(r'(\d)d', call.name)[1])
     for axis in axes[-spatial:]:
         freeze(axis, 'a spatial operator runs along it')
-    return [axes for _ in call.outputs]
+    return [[*axes[:-spatial], *[None] * spatial] for _ in call.outputs]
