@@ -297,6 +297,8 @@ def to_device(input, device, dtype):
     if isinstance(input, dict):
         return {
             key: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            if torch.is_tensor(value)
+            else value
             for key, value in input.items()
         }
     return input.to(device=device, dtype=dtype)

@@ -11,7 +11,7 @@ from timm.data.mixup import one_hot
 from torch import nn
 
 from regaug.runtime import derived_seed
-from regaug.slimmable.structure import structure_copy, to_meta
+from regaug.slimmable.structure import meta_copy
 
 
 class ManifoldMixup:
@@ -80,7 +80,7 @@ def find_stages(model, input_size):
     """
     info = getattr(model, 'feature_info', None) or []
     names = dict.fromkeys(stage['module'] for stage in info if stage.get('module'))
-    shapes = structure_copy(model, to_meta).eval()
+    shapes = meta_copy(model).eval()
     called = []
 
     def note(name):

@@ -3,7 +3,7 @@
 import torch
 
 from regaug.errors import OptionError
-from regaug.slimmable.structure import structure_copy, to_meta
+from regaug.slimmable.structure import meta_copy
 from regaug.slimmable.trace import untouched_generators
 
 
@@ -22,7 +22,7 @@ def shape_error(model, shape):
     images = torch.empty((2, *shape), dtype=dtype, device='meta')
     try:
         with torch.no_grad(), untouched_generators():
-            structure_copy(model, to_meta).eval()(images)
+            meta_copy(model).eval()(images)
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         reason = ' '.join(str(error).split())
         return None if isinstance(error, NotImplementedError) or 'meta' in reason else reason[:200]

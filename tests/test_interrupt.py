@@ -5,12 +5,14 @@ import re
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from training_case import assert_same_training, follow_log, read_checkpoint, read_summary
 
+from regaug.interrupt import StopRequest
 from regaug.report import Report
 
 
@@ -24,6 +26,50 @@ def resume_option(text):
     """`--resume` and its value out of the command that an interrupted run gives."""
     command = command_of(text)
     return command[command.index('--resume') :][:2]
+
+
+@pytest.fixture
+def stop():
+    """An installed `StopRequest`; the handlers of before come back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop = StopRequest()
+    stop.install()
+    yield stop
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_the_second_ctrl_c_ends_at_once(stop):
+    assert stop.agree() == (False, False)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.agree() == (True, False)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_a_signal_after_another_does_not_change_the_first_ones_meaning(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (stop.signum, stop.agree()) == (signal.SIGTERM, (True, False))
+
+
+def test_worker_processes_leave_ctrl_c_to_the_main_process_and_end_on_sigterm(stop):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, b'ready')
+        while True:
+            time.sleep(0.01)
+    assert os.read(reader, 5) == b'ready'
+    os.close(reader)
+    os.close(writer)
+    os.kill(child, signal.SIGINT)
+    time.sleep(0.1)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGTERM)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+    assert stop.signum is None
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 
 from regaug.slimmable.labels import Channels, Counts, kept_units, resolve, why_frozen
 from regaug.slimmable.layout import Layout
-from regaug.slimmable.structure import named_tensors, structure_copy, to_meta, untrack_batch_statistics
+from regaug.slimmable.structure import meta_copy, named_tensors, structure_copy, to_meta, untrack_batch_statistics
 from regaug.slimmable.trace import run_trace, untouched_generators
 from regaug.slimmable.verify import verify
 
@@ -105,7 +105,7 @@ class SlimmablePlan:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    copied = structure_copy(model, to_meta).train()
+    copied = meta_copy(model).train()
     untrack_batch_statistics(copied)
     if hasattr(copied, 'set_grad_checkpointing'):
         copied.set_grad_checkpointing(False)

@@ -41,6 +41,15 @@ def to_meta(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy without data, which runs shapes only; timm's fast norm, which needs a real device, is off in it."""
+    copied = structure_copy(module, to_meta)
+    for part in copied.modules():
+        if getattr(part, '_fast_norm', False):
+            part._fast_norm = False
+    return copied
+
+
 def tensor_slots(module: nn.Module) -> dict[str, Slots]:
     """Where the tensors of a module are held, by tensor name."""
     slots: dict[int, Slots] = {}
