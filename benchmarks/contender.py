@@ -143,7 +143,7 @@ class BenchmarkRun(Run):
                 args.num_classes,
                 self.precision.input_dtype,
                 self.device,
-                mixing_active(self.phase.options),
+                mixing_active(self.phase.options) and not self.phase.options.maxup,
             ),
             num_turns=self.num_turns,
             batches_per_turn=args.grad_accum_steps,

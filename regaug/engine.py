@@ -11,7 +11,7 @@ from timm.task import evaluation_sample_limit
 from timm.utils import AverageMeter, reduce_tensor
 
 from regaug.interrupt import Diverged, Interrupted
-from regaug.terms import TermAverages, TermClock
+from regaug.terms import FULL, TermAverages, TermClock
 
 
 def accumulation(batch_idx, num_batches, grad_accum_steps):
@@ -42,7 +42,7 @@ class UpdateRecord:
     Attributes:
         loss: the first term's loss, averaged over the ranks.
         terms: {(term, key): value} of the last micro-batch.
-        cost: time of all terms relative to the first one's, in the last micro-batch.
+        cost: time of choosing the input and of all terms relative to the first term's, in the last micro-batch.
         samples: images of the update, over all ranks.
         update_time, data_time: seconds per update, and of these waiting for data.
         grad_norm: L2 norm of the gradients before clipping, or None.
@@ -122,9 +122,11 @@ class Engine:
             waited += time.perf_counter() - data_start
             if batch_idx % steps == 0:
                 task.begin_update(num_updates)
-            input, target = task.choose_input(input, target)
-            batch_size = len(target)
             clock = TermClock(self.device)
+            input, target, figures = task.choose_input(input, target)
+            clock.start_terms(chose=bool(figures))
+            batch_size = len(target)
+            terms.update(FULL, figures, batch_size)
             scale = self._gradient_scale(loader, batch_size)
             loss = self._backward(input, target, terms, clock, group_size=group_size, completes=completes, scale=scale)
             losses.update(loss, batch_size)

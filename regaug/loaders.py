@@ -1,9 +1,11 @@
 """Mixing and loaders: timm's factories, called with the options that hold in a phase."""
 
+import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, create_naflex_loader
 from timm.data.naflex_mixup import NaFlexMixup
 
 from regaug.errors import OptionError
+from regaug.samples import Views
 from regaug.transforms import use_pad_crop, weaken_policies
 
 
@@ -19,7 +21,7 @@ def create_mixup(options, num_classes):
         (collate_fn, mixup_fn), at least one of which is None; with the NaFlex loader the function works on the list
         of samples inside the data set.
     """
-    if not mixing_active(options):
+    if not mixing_active(options) or options.maxup:  # MaxUp mixes by itself
         return None, None
     mixup_args = dict(
         mixup_alpha=options.mixup,
@@ -55,6 +57,9 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         (loader, mixup_fn): timm's loader, and timm's mixing to be applied to each batch in the loop, or None.
     """
     collate_fn, mixup_fn = create_mixup(options, num_classes)
+    adapts = options.uada_groups if options.uada else ()
+    if options.uada:  # it augments, then normalises, then casts
+        img_dtype, data_config = torch.float32, {**data_config, 'mean': (0.0,), 'std': (1.0,)}
     train_interpolation = options.train_interpolation or data_config['interpolation']
     common = dict(
         batch_size=options.batch_size,
@@ -67,7 +72,7 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         train_crop_mode=options.train_crop_mode,
         scale=options.scale,
         ratio=options.ratio,
-        hflip=options.hflip,
+        hflip=0.0 if 'flip' in adapts else options.hflip,
         vflip=options.vflip,
         color_jitter=options.color_jitter,
         color_jitter_prob=options.color_jitter_prob,
@@ -105,6 +110,8 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         return loader, None
     if options.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=options.aug_splits)
+    if options.maxup > 1 and 'views' in options.maxup_aug:
+        dataset = Views(dataset, options.maxup)
     loader = create_loader(
         dataset,
         input_size=data_config['input_size'],
@@ -122,9 +129,10 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         **common,
     )
     if options.pad_crop:
-        use_pad_crop(dataset, data_config, padding=options.pad_crop, mode=options.pad_mode)
-    if options.aa and options.policy_prob < 1:
-        weaken_policies(loader.dataset, options.policy_prob)
+        padding = 0 if 'crop' in adapts else options.pad_crop
+        use_pad_crop(dataset, data_config, padding=padding, mode=options.pad_mode)
+    if options.aa and options.intensity < 1:
+        weaken_policies(loader.dataset, options.intensity)
     return loader, mixup_fn
 
 

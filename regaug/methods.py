@@ -10,6 +10,9 @@ from regaug.depth import DepthTwin, take_drop_path
 from regaug.errors import OptionError
 from regaug.gradaug import GradAug, default_sizes
 from regaug.manifold import ManifoldMixup, find_stages
+from regaug.maxup import MaxUp
+from regaug.mix import CutMix, Cutout, GaussianNoise, Mixup
+from regaug.scoring import Scorer
 from regaug.shapes import shape_error
 from regaug.slimmable import SlimmablePlan, Twin
 
@@ -91,6 +94,65 @@ def create_manifold_mixup(args, model, input_size):
         num_classes=args.num_classes,
         smoothing=args.smoothing,
     )
+
+
+def create_selector(options, task, data_config):
+    """What chooses the input in a phase: MaxUp or UADA, None without.
+
+    Args:
+        options: options as the phase has them (`phases.Phase.options`).
+        task: whose network scores the candidates.
+        data_config: timm's data configuration.
+    """
+    if options.maxup:
+        return create_maxup(options, task, data_config)
+    return None
+
+
+def create_maxup(options, task, data_config):
+    """MaxUp for these options."""
+    names = options.maxup_aug.split('+')
+    labels = dict(num_classes=options.num_classes, smoothing=options.smoothing)
+    mixing = dict(labels, prob=options.mixup_prob if options.mixup_enabled else 0.0)
+    build = {
+        'cutmix': lambda: CutMix(
+            alpha=options.cutmix or 1.0,
+            minmax=options.cutmix_minmax,
+            **{**mixing, 'prob': mixing['prob'] * options.intensity},
+        ),
+        'mixup': lambda: Mixup(alpha=options.mixup, **mixing),
+        'cutout': lambda: Cutout(size=options.cutout_size, prob=options.intensity),
+        'gauss': lambda: GaussianNoise(
+            sigma=options.gauss_sigma * options.intensity / torch.tensor(data_config['std'], dtype=torch.float32)
+        ),
+    }
+    alike = not options.mixup_enabled and set(names) <= {'cutmix', 'mixup'}
+    return MaxUp(
+        [build[name]() for name in names if name != 'views'],
+        num_copies=1 if alike else options.maxup,
+        scorer=Scorer(task),
+        seed=options.seed,
+        views='views' in names,
+        excess=options.maxup_score == 'excess',
+    )
+
+
+def check_scoring(args, task, input_size):
+    """Run one scoring pass and make sure that it leaves the model as it is.
+
+    Args:
+        input_size: (C, H, W) of the training images.
+
+    Raises:
+        OptionError: when a buffer changes.
+    """
+    parameter = next(task.full_network.parameters())
+    input = torch.zeros((2, *input_size), device=parameter.device, dtype=parameter.dtype)
+    try:
+        Scorer(task.train()).check(input)
+    except ValueError as error:
+        method = f'--maxup {args.maxup}' if args.maxup else '--uada'
+        raise OptionError(f'{method} with --model {args.model}: {error}') from error
 
 
 def plan_widths(args, model, input_size):

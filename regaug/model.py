@@ -102,7 +102,37 @@ def place_model(model, args, *, device, model_dtype):
         _logger.info('Batch-norm is synchronised over the ranks.')
     if args.torchscript:
         model = torch.jit.script(model)
+    if args.freeze_bn:
+        count = freeze_batch_norm(model)
+        if count:
+            _logger.info(f'{count} batch-norm layers are frozen, statistics and parameters.')
+        else:
+            _logger.warning(f'--freeze-bn has no effect: --model {args.model} has no batch-norm.')
     return model
+
+
+def freeze_batch_norm(model):
+    """Fix the affine parameters of batch-norm; `keep_statistics` fixes its statistics (`--freeze-bn`).
+
+    Source: MaxUp (arXiv 2002.09024, section 4.1) fine-tunes EfficientNets so.
+
+    Returns:
+        Number of layers.
+    """
+    layers = batch_norm_layers(model)
+    for layer in layers:
+        layer.requires_grad_(False)
+    return len(layers)
+
+
+def keep_statistics(model):
+    """Put batch-norm into evaluation mode, whatever the mode of the model."""
+    for layer in batch_norm_layers(model):
+        layer.eval()
+
+
+def batch_norm_layers(model):
+    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def resolve_learning_rate(args, loader):

@@ -17,6 +17,8 @@ _INTENSIVE = {
     'cutmix': 0.0,
     'cutmix_minmax': None,
     'manifold_mixup': 0.0,
+    'maxup': 0,
+    'uada': False,
     'aa': None,
     'reprob': 0.0,
     'color_jitter': None,  # 0 would still be a transform, and timm's default comes back with the policy gone
@@ -32,7 +34,7 @@ class Phase:
     """What holds in an epoch.
 
     Attributes:
-        name: `main`, `unmixed` (after `--mixup-off-epoch`), `fade` or `refine`.
+        name: `warmup` (of MaxUp), `main`, `unmixed` (after `--mixup-off-epoch`), `fade` or `refine`.
         options: the training options as they hold now; the train loader is rebuilt when they change.
         gradaug: GradAug's sub-networks run.
         switched_off: flags of what is off now although the user set it.
@@ -61,7 +63,7 @@ def phase_at(epoch, args):
     """The phase of an epoch (counted from 0), from the options alone."""
     options = copy.copy(args)
     options.mixup_enabled = True
-    options.policy_prob = 1.0
+    options.intensity = 1.0
     gradaug = epoch >= args.gradaug_start_epoch
     first_refining = main_epochs(args)
     if epoch >= first_refining:
@@ -73,6 +75,9 @@ def phase_at(epoch, args):
     if faded > 0:
         fade(options, 1 - faded / (args.refine_fade + 1))
         return Phase('fade', options, gradaug)
+    if options.maxup and epoch < args.maxup_warmup_epochs:
+        options.maxup = 1  # the average instead of the worst case over the same augmentation (MaxUp, section 3.1)
+        return Phase('warmup', options, gradaug)
     return Phase('main', options, gradaug)
 
 
@@ -93,19 +98,23 @@ def set_flags(options, names):
 def fade(options, intensity):
     """Weaken the intensive augmentation: Mixup's alpha, the probabilities of CutMix, policies and erasing.
 
+    What is not an option of timm's follows `options.intensity`.
+
     Args:
         options: changed in place.
         intensity: 1 for full strength, 0 for none.
     """
+    options.intensity = intensity
+    options.reprob *= intensity
     options.mixup *= intensity
+    if options.maxup:  # its mixtures come one after the other, not in each other's place
+        return
     both = options.mixup and (options.cutmix or options.cutmix_minmax)
     cutmix_share = options.mixup_switch_prob if both else 1.0 if options.cutmix or options.cutmix_minmax else 0.0
     cutmix_prob = options.mixup_prob * cutmix_share * intensity
     options.mixup_prob = options.mixup_prob * (1 - cutmix_share) + cutmix_prob
     if both:
         options.mixup_switch_prob = cutmix_prob / options.mixup_prob if options.mixup_prob else 0.0
-    options.policy_prob *= intensity
-    options.reprob *= intensity
 
 
 def refine_lr(args):

@@ -84,8 +84,14 @@ class Report:
             self._warned_of_data = True
             _logger.warning(
                 f'{100 * share:.0f} % of the time goes into waiting for data; more --workers (now '
-                f'{self.args.workers}), smaller images on disk or a faster disk may help.'
+                f'{self.args.workers}), smaller images on disk or a faster disk may help.{self._cost_of_views()}'
             )
+
+    def _cost_of_views(self):
+        args = self.args
+        if not args.maxup or 'views' not in args.maxup_aug:
+            return ''
+        return f' Each image is transformed {args.maxup} times (--maxup-aug {args.maxup_aug}).'
 
     def on_batch(self, input, target, batch_idx):
         """Keep pictures of a training batch: every one under `--save-images`, the first of a phase for W&B."""
@@ -134,8 +140,10 @@ def term_figures(record):
     """Figures of the further loss terms as part of a console line, one group for each kind of figure."""
     groups = {}
     for (term, key), value in record.terms.items():
+        if '/' in key:  # one of many, for the summary and W&B
+            continue
         kind = '' if term == FULL else term.rstrip('0123456789') + ' '
-        groups.setdefault(kind + key, []).append(f'{value:.3g}')
+        groups.setdefault(kind + key.rstrip('0123456789'), []).append(f'{value:.3g}')
     figures = ''.join(f'  {key}: {" ".join(values)}' for key, values in groups.items())
     return f'{figures}  Cost: {record.cost:.2f}' if record.cost != 1.0 else figures
 

@@ -16,7 +16,7 @@ from regaug.engine import Engine, updates_per_epoch
 from regaug.errors import OptionError
 from regaug.interrupt import StopRequest
 from regaug.loaders import TrainLoader, create_eval_loader
-from regaug.methods import attach_subnetworks, create_gradaug, create_manifold_mixup
+from regaug.methods import attach_subnetworks, check_scoring, create_gradaug, create_manifold_mixup, create_selector
 from regaug.model import build_model, place_model, resolve_learning_rate
 from regaug.options import args_as_yaml
 from regaug.phases import phase_at, refine_lr, set_learning_rate
@@ -114,6 +114,8 @@ class Run:
             gradaug=self.gradaug,
             manifold_mixup=self.manifold_mixup,
         )
+        if args.maxup > 1 or args.uada:
+            check_scoring(args, self.task, self.data_config['input_size'])
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
         )
@@ -228,5 +230,6 @@ class Run:
         if phase.refining:
             self.scheduler = self.engine.scheduler = None
             set_learning_rate(self.optimizer, refine_lr(self.args))
-        self.task.start_phase(phase, create_criterion(phase.options).to(self.device))
+        criterion = create_criterion(phase.options).to(self.device)
+        self.task.start_phase(phase, criterion, create_selector(phase.options, self.task, self.data_config))
         self.report.start_phase(phase)

@@ -75,6 +75,31 @@ class Samples(Dataset):
         return samples[index][0] if samples else f'sample {index}'
 
 
+class Views(Dataset):
+    """A map-style data set that gives several versions of each image, which is read once and transformed several times.
+
+    Args:
+        dataset: map-style data set; its own transform is taken away.
+        num_views: versions of each image.
+
+    Attributes:
+        transform: set by timm's loader factory.
+    """
+
+    def __init__(self, dataset, num_views):
+        self.dataset = dataset
+        self.num_views = num_views
+        self.transform = None
+        dataset.transform = None
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, position):
+        image, target = self.dataset[position]
+        return tuple(self.transform(image) for _ in range(self.num_views)), target
+
+
 def sample_labels(dataset):
     """Class index of every sample of a map-style data set, int64 array [N]; from its index where it keeps one."""
     reader = getattr(dataset, 'reader', dataset)

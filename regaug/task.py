@@ -3,7 +3,7 @@
 The engine asks a task for three things (and knows no method by name):
 
 - `begin_update(num_updates)`: which update comes next;
-- `choose_input(input, target)`: the input to train on, chosen without gradient;
+- `choose_input(input, target)`: the input to train on, chosen without gradient, and what to log about the choice;
 - `loss_terms(input, target)`: named callables, each of which runs one forward pass and returns timm's dict with
   `loss`, `output` and anything worth logging.
 """
@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from regaug.gradaug import SubnetSwitch
 from regaug.loaders import mixing_active
 from regaug.manifold import mix, mixed_after
+from regaug.model import keep_statistics
 from regaug.terms import FULL
 
 _logger = logging.getLogger('train')
@@ -39,28 +40,56 @@ class LossTerms:
     """Makes a task of timm one for the engine: the input as it comes, one loss term.
 
     Attributes:
-        selector: function (input, target) -> (input, target) that chooses what to train on, or None.
+        selector: chooses what to train on, or None: function (input, target, key) -> (input, target, figures), where
+            the key is (update of the run, rank, micro-batch of the update) and the figures are for the log.
         autocast: gives the context in which forward passes run.
+        rank: this process among those that train together.
+        freeze_bn: batch-norm keeps its statistics while everything else trains.
+        num_updates, micro_batch: the update of the run and the micro-batch in it that come next.
     """
 
     selector = None
     autocast = staticmethod(nullcontext)
+    rank = 0
+    freeze_bn = False
+    num_updates = 0
+    micro_batch = 0
+
+    @property
+    def full_network(self):
+        """The module that trains, maybe compiled, outside of what DDP needs around it."""
+        module = self.trainable_module
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
+        return module.module if isinstance(module, SubnetSwitch) else module
 
     def begin_update(self, num_updates):
         """Called before the first micro-batch of each update; `num_updates` counts from 0 over the whole run."""
+        self.num_updates = num_updates
+        self.micro_batch = 0
 
-    def start_phase(self, phase, criterion):
-        """Called when a `phases.Phase` begins, with the criterion that holds in it."""
+    def start_phase(self, phase, criterion, selector=None):
+        """Called when a `phases.Phase` begins, with the criterion and the selector that hold in it."""
         self.criterion = criterion
+        self.selector = selector
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.freeze_bn:
+            keep_statistics(self.full_network)
+        return self
 
     def choose_input(self, input, target):
-        return (input, target) if self.selector is None else self.selector(input, target)
+        if self.selector is None:
+            return input, target, {}
+        return self.selector(input, target, (self.num_updates, self.rank, self.micro_batch))
 
     def loss_terms(self, input, target):
         def full():
             with self.autocast():
                 return super(LossTerms, self).forward(input, target)
 
+        self.micro_batch += 1
         return [(FULL, full)]
 
 
@@ -84,19 +113,14 @@ class RegAugTask(LossTerms, ClassificationTask):
         self.gradaug = gradaug
         self.gradaug_on = gradaug is not None
         self.rank = rank
-        self.num_updates = 0
-        self.micro_batch = 0
 
-    def start_phase(self, phase, criterion):
-        super().start_phase(phase, criterion)
+    def start_phase(self, phase, criterion, selector=None):
+        super().start_phase(phase, criterion, selector)
         self.gradaug_on = self.gradaug is not None and phase.gradaug
         self.manifold_mixup_on = self.manifold_mixup is not None and phase.options.manifold_mixup > 0
 
-    def begin_update(self, num_updates):
-        self.num_updates = num_updates
-        self.micro_batch = 0
-
     def loss_terms(self, input, target):
+        noise = (self.rank, self.micro_batch)
         terms = self._mixed_terms(input, target) if self.manifold_mixup_on else super().loss_terms(input, target)
         if self.gradaug_on and self.gradaug.runs_in(self.num_updates):
             [(_, full)] = terms
@@ -107,10 +131,9 @@ class RegAugTask(LossTerms, ClassificationTask):
                 target,
                 criterion=self.criterion,
                 num_updates=self.num_updates,
-                noise=(self.rank, self.micro_batch),
+                noise=noise,
                 autocast=self.autocast,
             )
-        self.micro_batch += 1
         return terms
 
     def _mixed_terms(self, input, target):
@@ -145,7 +168,7 @@ class RegAugTask(LossTerms, ClassificationTask):
         return self
 
     def forward(self, input, target):
-        input, target = self.choose_input(input, target)
+        input, target, _ = self.choose_input(input, target)
         result = None
         terms = self.loss_terms(input, target)
         if len(terms) > 1 and any(
@@ -223,4 +246,6 @@ def create_task(args, model, criterion, *, device, precision, gradaug=None, mani
                 distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **distillation
             )
     task.autocast = precision.autocast
+    task.rank = args.rank
+    task.freeze_bn = args.freeze_bn
     return task

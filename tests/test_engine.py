@@ -280,7 +280,7 @@ def test_a_signal_stops_after_the_running_update_and_lets_an_epoch_end():
             if len(seen) == batch_idx:
                 stop.signum = 15
             seen.append(len(target))
-            return input, target
+            return input, target, {}
 
         task.choose_input = choose_input
         engine = make_engine(task, torch.optim.SGD(model.parameters(), lr=0.0), '--grad-accum-steps', 2, stop=stop)

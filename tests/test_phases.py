@@ -82,7 +82,7 @@ def test_intensity_fades_linearly_to_nothing():
     mixup = [options.mixup_prob * (1 - options.mixup_switch_prob) for options in faded[:-1]]
     assert cutmix == pytest.approx([0.5, 0.375, 0.25, 0.125])
     assert mixup == pytest.approx([0.5] * 4)  # Mixup fades by its alpha, not by its probability
-    assert [options.policy_prob for options in faded[:-1]] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert [options.intensity for options in faded[:-1]] == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert [options.reprob for options in faded] == pytest.approx([0.25, 0.1875, 0.125, 0.0625, 0.0])
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from regaug.options.checks import check_train, check_validate
 from regaug.options.config import config_parser, read_config
+from regaug.options.defaults import resolve_defaults
 from regaug.options.parser import Parser, build_parser
 from regaug.options.tables import TRAIN, VALIDATE
 
@@ -37,6 +38,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if 'config' in config:
         parser.set_defaults(**read_config(config.config, TRAIN))
     args = parser.parse_args(rest)
+    resolve_defaults(args)
     check_train(args)
     return args
 

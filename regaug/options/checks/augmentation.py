@@ -45,8 +45,8 @@ def check_mixing(args: Namespace):
     modes = MIXUP_MODES if args.no_prefetcher else (*MIXUP_MODES, 'half')
     require_one_of(args, '--mixup-mode', modes)
     mixing = mixing_flags(args)
-    # The NaFlex loader pairs the images of a batch in its own way, whatever their number.
-    if not mixing or args.naflex_loader:
+    # The NaFlex loader and MaxUp pair the images of a batch in their own ways, whatever their number.
+    if not mixing or args.naflex_loader or args.maxup:
         return
     why = f'must be even, since {spell(args, mixing[0])} mixes images in pairs'
     flag = '--train-batch-sizes' if args.train_batch_sizes else '--batch-size'

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from regaug.options.checks.require import refuse_with, value_of
 
-METHODS = ('--gradaug', '--refine-epochs', '--manifold-mixup')
+METHODS = ('--gradaug', '--maxup', '--refine-epochs', '--manifold-mixup', '--uada')
 REFUSED = {
     '--jsd-loss': 'it compares views that a method would change',
     '--aug-splits': 'a batch then holds several views of each image',

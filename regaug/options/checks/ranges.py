@@ -30,6 +30,8 @@ TRAIN_AT_LEAST_ONE = (
     '--gradaug-width-divisor',
     '--gradaug-sizes',
     '--gradaug-every',
+    '--cutout-size',
+    '--uada-delta',
 )
 TRAIN_NOT_NEGATIVE = (
     '--validation-batch-size',
@@ -80,6 +82,10 @@ TRAIN_NOT_NEGATIVE = (
     '--gradaug',
     '--gradaug-start-epoch',
     '--gradaug-compile',
+    '--maxup',
+    '--maxup-warmup-epochs',
+    '--gauss-sigma',
+    '--uada-epsilon',
     '--refine-epochs',
     '--refine-lr',
     '--refine-fade',

@@ -1,0 +1,250 @@
+"""Augmentations of whole batches with parameters of their own for each sample and copy: pure functions and their draws.
+
+Sources: CutMix (Yun et al., arXiv 1905.04899), Mixup (Zhang et al., arXiv 1710.09412), Cutout (DeVries and Taylor,
+arXiv 1708.04552). Mixtures are those of `timm.data.Mixup` with `mode='elem'`, with any partners.
+
+Parameters are drawn on the CPU by a generator that the caller seeds, for all copies at once: their first dimension is
+the copy m, their second one the sample B.
+"""
+
+import numpy as np
+import torch
+from timm.data.mixup import one_hot
+
+
+def soft_target(target, num_classes, smoothing):
+    """Soft targets [B, K] of class indices [B], smoothed as timm's Mixup smooths; soft ones stay as they are."""
+    if target.ndim > 1:
+        return target
+    off = smoothing / num_classes
+    return one_hot(target, num_classes, on_value=1 - smoothing + off, off_value=off)
+
+
+def mix_target(target, partners, shares):
+    """Mix soft targets.
+
+    Args:
+        target: [B, K].
+        partners: index of each sample's partner, int64 [B].
+        shares: share of the sample's own target, [B].
+    """
+    shares = shares.unsqueeze(1)
+    return target * shares + target[partners] * (1 - shares)
+
+
+def mixup(input, partners, shares):
+    """Blend each image with its partner's.
+
+    Args:
+        input: [B, C, H, W].
+        partners: int64 [B].
+        shares: weight of the own image, [B]; with 1 the image stays as it is, bit for bit.
+    """
+    shares = shares.to(input.dtype).view(-1, 1, 1, 1)
+    return torch.where(shares == 1, input, input * shares + input[partners] * (1 - shares))
+
+
+def cutmix(input, partners, boxes):
+    """Paste a box of each image's partner.
+
+    Args:
+        input: [B, C, H, W].
+        partners: int64 [B].
+        boxes: top, bottom, left, right in pixels, the second and fourth exclusive, int64 [B, 4].
+    """
+    return torch.where(inside(boxes, input), input[partners], input)
+
+
+def erase(input, boxes, value=0.0):
+    """Fill a box of each image with a value; arguments as for `cutmix`."""
+    return torch.where(inside(boxes, input), value, input)
+
+
+def inside(boxes, input):
+    """True for the pixels in each image's box, bool [B, 1, H, W]."""
+    height, width = input.shape[-2:]
+    rows = torch.arange(height, device=input.device)
+    columns = torch.arange(width, device=input.device)
+    top, bottom, left, right = boxes[:, :, None].unbind(1)
+    in_rows = (rows >= top) & (rows < bottom)
+    in_columns = (columns >= left) & (columns < right)
+    return (in_rows[:, :, None] & in_columns[:, None, :]).unsqueeze(1)
+
+
+def add_noise(input, sigma, generator):
+    """Add Gaussian noise.
+
+    Args:
+        input: [B, C, H, W].
+        sigma: deviation in each channel, [C].
+        generator: on the device of the input.
+    """
+    noise = torch.randn(input.shape, generator=generator, device=input.device, dtype=input.dtype)
+    return input + noise * sigma.to(input).view(1, -1, 1, 1)
+
+
+def draw_partners(rng, num_copies, batch_size):
+    """A random permutation of the batch for each copy, int64 [m, B]."""
+    return rng.permuted(np.tile(np.arange(batch_size), (num_copies, 1)), axis=1)
+
+
+def draw_boxes(rng, shares, height, width):
+    """Boxes that leave about a given share of each image, as CutMix draws them: clipped at the borders.
+
+    Args:
+        rng: `numpy.random.Generator`.
+        shares: wanted share of the own image, any shape.
+        height, width: of the images in pixels.
+
+    Returns:
+        int64 [..., 4]: top, bottom, left, right.
+    """
+    side = np.sqrt(1 - shares)
+    rows, columns = rng.integers(height, size=side.shape), rng.integers(width, size=side.shape)
+    return clip_boxes(rows, columns, (height * side).astype(int), (width * side).astype(int), height, width)
+
+
+def clip_boxes(rows, columns, box_height, box_width, height, width):
+    """Boxes [..., 4] of a size around centres (timm's rounding), clipped at the borders of the image."""
+    top, bottom = rows - box_height // 2, rows + (box_height + 1) // 2
+    left, right = columns - box_width // 2, columns + (box_width + 1) // 2
+    edges = top.clip(0, height), bottom.clip(0, height), left.clip(0, width), right.clip(0, width)
+    return np.stack(edges, axis=-1)
+
+
+def draw_boxes_between(rng, shape, smallest, largest, height, width):
+    """Boxes inside the image whose sides are drawn between two fractions of its sides (`--cutmix-minmax`)."""
+    tops, sides = [], []
+    for length in (height, width):
+        low, high = int(length * smallest), int(length * largest)
+        side = rng.integers(low, max(high, low + 1), size=shape)
+        sides.append(side)
+        tops.append(rng.integers(0, length - side + 1))
+    (top, left), (box_height, box_width) = tops, sides
+    return np.stack([top, top + box_height, left, left + box_width], axis=-1)
+
+
+def area_shares(boxes, height, width):
+    """Share of each image outside its box, float64 [...]."""
+    top, bottom, left, right = np.moveaxis(boxes, -1, 0)
+    return 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def to_device(values, device, dtype=None):
+    """A NumPy array as a tensor on a device, without waiting for it."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor
+
+
+class CutMix:
+    """CutMix of every copy with partners, boxes and shares of its own.
+
+    Args:
+        alpha: shares come from Beta(alpha, alpha).
+        minmax: draw the sides of the boxes between these fractions of the image's instead, or None.
+        prob: share of the samples that are mixed.
+        num_classes, smoothing: of the soft targets.
+    """
+
+    def __init__(self, *, alpha, prob, num_classes, smoothing, minmax=None):
+        self.alpha, self.minmax, self.prob = alpha, minmax, prob
+        self.num_classes, self.smoothing = num_classes, smoothing
+
+    def draw(self, rng, num_copies, input):
+        """Parameters of m copies of a batch, as m functions (input, target) -> (input, target, shares [B])."""
+        size, (height, width) = (num_copies, len(input)), input.shape[-2:]
+        if self.minmax is None:
+            boxes = draw_boxes(rng, rng.beta(self.alpha, self.alpha, size=size), height, width)
+        else:
+            boxes = draw_boxes_between(rng, size, *self.minmax, height, width)
+        boxes[rng.random(size) >= self.prob] = 0
+        shares = to_device(area_shares(boxes, height, width), input.device, torch.float32)
+        partners = to_device(draw_partners(rng, *size), input.device)
+        boxes = to_device(boxes, input.device)
+
+        def apply(copy):
+            def mixed(input, target):
+                target = soft_target(target, self.num_classes, self.smoothing)
+                mixture = mix_target(target, partners[copy], shares[copy])
+                return cutmix(input, partners[copy], boxes[copy]), mixture, shares[copy]
+
+            return mixed
+
+        return [apply(copy) for copy in range(num_copies)]
+
+
+class Mixup:
+    """Mixup of every copy with partners and shares of its own; arguments as for `CutMix`."""
+
+    def __init__(self, *, alpha, prob, num_classes, smoothing):
+        self.alpha, self.prob = alpha, prob
+        self.num_classes, self.smoothing = num_classes, smoothing
+
+    def draw(self, rng, num_copies, input):
+        """See `CutMix.draw`."""
+        size = (num_copies, len(input))
+        shares = rng.beta(self.alpha, self.alpha, size=size) if self.alpha > 0 else np.ones(size)
+        shares[rng.random(size) >= self.prob] = 1
+        shares = to_device(shares, input.device, torch.float32)
+        partners = to_device(draw_partners(rng, *size), input.device)
+
+        def apply(copy):
+            def mixed(input, target):
+                target = soft_target(target, self.num_classes, self.smoothing)
+                mixture = mix_target(target, partners[copy], shares[copy])
+                return mixup(input, partners[copy], shares[copy]), mixture, shares[copy]
+
+            return mixed
+
+        return [apply(copy) for copy in range(num_copies)]
+
+
+class Cutout:
+    """Cutout: a square around a random point of each image is set to zero, the mean colour after normalisation.
+
+    Args:
+        size: side of the square in pixels; it is clipped at the borders.
+        prob: share of the samples that lose a square.
+    """
+
+    def __init__(self, *, size, prob=1.0):
+        self.size, self.prob = size, prob
+
+    def draw(self, rng, num_copies, input):
+        """See `CutMix.draw`; the targets stay as they are."""
+        boxes = draw_squares(rng, (num_copies, len(input)), self.size, *input.shape[-2:])
+        boxes[rng.random(boxes.shape[:-1]) >= self.prob] = 0
+        boxes = to_device(boxes, input.device)
+        return [
+            lambda input, target, copy=copy: (erase(input, boxes[copy]), target, None) for copy in range(num_copies)
+        ]
+
+
+def draw_squares(rng, shape, size, height, width):
+    """Squares around uniform centres, clipped at the borders, int64 [..., 4]."""
+    rows, columns = rng.integers(height, size=shape), rng.integers(width, size=shape)
+    return clip_boxes(rows, columns, size, size, height, width)
+
+
+class GaussianNoise:
+    """Additive noise.
+
+    Args:
+        sigma: deviation in each channel of the normalised image, [C].
+    """
+
+    def __init__(self, *, sigma):
+        self.sigma = sigma
+
+    def draw(self, rng, num_copies, input):
+        """See `CutMix.draw`; the targets stay as they are."""
+        seeds = rng.integers(2**63, size=num_copies).tolist()
+
+        def apply(seed):
+            def noisy(input, target):
+                generator = torch.Generator(input.device).manual_seed(seed)
+                return add_noise(input, self.sigma, generator), target, None
+
+            return noisy
+
+        return [apply(seed) for seed in seeds]

@@ -1,0 +1,173 @@
+"""Scores of candidate inputs: the loss of each sample, without gradient and without a trace in the model.
+
+Source: Gong et al., "MaxUp: A Simple Way to Improve Generalization of Neural Network Training" (arXiv 2002.09024),
+section 2: the worst candidate needs forward passes only. UADA's probes are scored in the same way.
+"""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
+from torch import nn
+
+
+def sample_losses(criterion, output, target):
+    """The training loss of each sample; its mean is the criterion's value.
+
+    Args:
+        criterion: cross-entropy (plain, smoothed, of soft targets) or timm's `BinaryCrossEntropy`.
+        output: logits [B, K].
+        target: class indices [B] or soft targets [B, K].
+
+    Returns:
+        Losses [B], in float32 or better.
+    """
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    if isinstance(criterion, BinaryCrossEntropy):
+        losses = unreduced(criterion)(output, target)
+        return losses.sum(dim=-1) if criterion.sum_classes else losses.mean(dim=-1)
+    if target.ndim > 1:
+        target = target.to(output.dtype)
+    smoothing = criterion.smoothing if isinstance(criterion, LabelSmoothingCrossEntropy) else 0.0
+    return F.cross_entropy(output, target, reduction='none', label_smoothing=smoothing)
+
+
+def unreduced(criterion):
+    """A copy of timm's binary cross-entropy that gives [B, K]."""
+    criterion = copy.copy(criterion)
+    criterion.reduction, criterion.sum_classes = 'none', False
+    return criterion
+
+
+def lowest_losses(criterion, target):
+    """The smallest loss that any output could reach for each soft target: the entropy of the target.
+
+    Args:
+        criterion: as in `sample_losses`.
+        target: soft targets [B, K], or class indices [B], for which there is nothing to tell apart.
+
+    Returns:
+        Losses [B].
+    """
+    if target.ndim == 1:
+        return torch.zeros(len(target), device=target.device)
+    if not isinstance(criterion, BinaryCrossEntropy):
+        return torch.special.entr(target).sum(dim=-1)
+    if criterion.target_threshold is not None:
+        target = target.gt(criterion.target_threshold).to(target.dtype)
+    positive = target if criterion.pos_weight is None else target * criterion.pos_weight
+    negative = 1 - target
+    best = torch.logit(positive / (positive + negative), eps=1e-6)
+    losses = -positive * F.logsigmoid(best) - negative * F.logsigmoid(-best)
+    return losses.sum(dim=-1) if criterion.sum_classes else losses.mean(dim=-1)
+
+
+class Scorer:
+    """Scores candidates with the network that a task trains, in training mode, under the task's autocast.
+
+    Batch-norm uses the statistics of the candidates and keeps none. Every pass starts from the same random state, which
+    is also that of the training pass after it: all of them see the same dropout and drop path.
+
+    Args:
+        task: has `full_network` (may be compiled, never wrapped for DDP), `criterion` and `autocast`.
+    """
+
+    def __init__(self, task):
+        self.task = task
+
+    @torch.no_grad()
+    def forward(self, input):
+        """Logits [B, K] of a batch, in the autocast dtype."""
+        module = self.task.full_network
+        devices = [input.device] if input.device.type == 'cuda' else []
+        with untracked_statistics(module), torch.random.fork_rng(devices=devices), self.task.autocast():
+            output = module(input)
+        return output[0] if isinstance(output, (tuple, list)) else output
+
+    def __call__(self, input, target):
+        """Losses [B] of the samples of a batch."""
+        return sample_losses(self.task.criterion, self.forward(input), target)
+
+    def check(self, input):
+        """Run one pass and make sure that it leaves no trace in the model's buffers.
+
+        Args:
+            input: any batch that the model takes.
+
+        Raises:
+            ValueError: naming the buffer that a pass changes.
+        """
+        module = self.task.full_network
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self.forward(input)
+        for name, buffer in module.named_buffers():
+            if not torch.equal(buffer, before[name]):
+                raise ValueError(f'a scoring pass would change the buffer {name!r} of {type(module).__name__}')
+
+
+@contextmanager
+def untracked_statistics(module: nn.Module):
+    """Batch-norm in training mode keeps no running statistics as long as the context lasts."""
+    tracking = [part for part in module.modules() if part.training and getattr(part, 'track_running_stats', False)]
+    for part in tracking:
+        part.track_running_stats = False
+    try:
+        yield
+    finally:
+        for part in tracking:
+            part.track_running_stats = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """For each of B samples, the worst of m candidates.
+
+    Attributes:
+        chosen: tensors [B, ...], the parts of each sample's worst candidate.
+        index: which candidate that is, int64 [B].
+        losses: of all candidates, [m, B].
+    """
+
+    chosen: tuple[torch.Tensor, ...]
+    index: torch.Tensor
+    losses: torch.Tensor
+
+    @property
+    def chosen_losses(self):
+        """Losses of the chosen candidates, [B]."""
+        return self.losses.gather(0, self.index[None])[0]
+
+
+def worst_of(candidates, score, floor=None):
+    """Choose for each sample the candidate with the largest score; of equal ones the first.
+
+    Args:
+        candidates: iterable of (input, target, further parts), tensors [B, ...]; candidate j of sample b is row b of
+            the j-th. Only the worst so far and the next one are alive at a time.
+        score: function (input, target) -> losses [B].
+        floor: function target -> [B], subtracted from the losses before they are compared, or None.
+
+    Returns:
+        `Choice`.
+    """
+    worst, worst_rank, index, losses = None, None, None, []
+    for number, candidate in enumerate(candidates):
+        loss = score(*candidate[:2])
+        rank = loss if floor is None else loss - floor(candidate[1])
+        losses.append(loss)
+        if worst is None:
+            worst, worst_rank, index = candidate, rank, torch.zeros_like(rank, dtype=torch.long)
+            continue
+        worse = rank > worst_rank
+        worst = tuple(select(worse, new, old) for new, old in zip(candidate, worst, strict=True))
+        worst_rank = torch.where(worse, rank, worst_rank)
+        index = torch.where(worse, number, index)
+    return Choice(worst, index, torch.stack(losses))
+
+
+def select(condition, new, old):
+    """Rows of `new` where the condition [B] holds, else of `old`; tensors [B, ...]."""
+    return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
