@@ -33,11 +33,25 @@ OUR_TRAIN_OPTIONS = {
     '--gradaug-every': 1,
     '--gradaug-start-epoch': 0,
     '--gradaug-compile': 0,
+    '--maxup': 0,
+    '--maxup-aug': None,
+    '--maxup-warmup-epochs': None,
+    '--maxup-score': 'loss',
+    '--cutout-size': 16,
+    '--gauss-sigma': 0.1,
+    '--freeze-bn': False,
     '--refine-epochs': 0,
     '--refine-lr': None,
     '--refine-fade': 0,
     '--refine-plain': False,
     '--manifold-mixup': 0.0,
+    '--uada': False,
+    '--uada-groups': ['policy'],
+    '--uada-ranges': 'paper',
+    '--uada-delta': 1,
+    '--uada-epsilon': 1,
+    '--uada-step': 'ascend',
+    '--uada-reuse': False,
 }
 OUR_VALIDATE_OPTIONS = {'--width': None, '--calibrate-images': 5120, '--calibrate-split': 'train'}
 
@@ -94,7 +108,16 @@ def test_timm_has_172_training_and_57_validation_options():
 @pytest.mark.parametrize(
     ('groups', 'titles'),
     [
-        (OWN_TRAIN, ['regaug parameters', 'GradAug parameters', 'Refinement parameters']),
+        (
+            OWN_TRAIN,
+            [
+                'regaug parameters',
+                'GradAug parameters',
+                'MaxUp parameters',
+                'Refinement parameters',
+                'UADA parameters',
+            ],
+        ),
         (OWN_VALIDATE, ['regaug parameters']),
     ],
 )
