@@ -118,9 +118,9 @@ class BenchmarkRun(Run):
         self.num_turns = num_turns
         # The last epoch of the schedule: the warm-up phases of the methods are over.
         self.epoch = max(args.epochs - 1, 0)
-        self.phase = phase_at(self.epoch, args)
         self.prepare()
         self.build_model()
+        self.phase = phase_at(self.epoch, args)
         self.build_data()
         self.find_start()
         self.build_loaders()

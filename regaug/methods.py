@@ -4,8 +4,10 @@ import functools
 import logging
 
 import torch
+from timm.data.loader import adapt_to_chs
 from timm.utils import unwrap_model
 
+from regaug.augmentation import Augmentation
 from regaug.depth import DepthTwin, take_drop_path
 from regaug.errors import OptionError
 from regaug.gradaug import GradAug, default_sizes
@@ -15,6 +17,7 @@ from regaug.mix import CutMix, Cutout, GaussianNoise, Mixup
 from regaug.scoring import Scorer
 from regaug.shapes import shape_error
 from regaug.slimmable import SlimmablePlan, Twin
+from regaug.uada import UADA
 
 _logger = logging.getLogger('train')
 _MAX_SIZES = 16
@@ -106,6 +109,8 @@ def create_selector(options, task, data_config):
     """
     if options.maxup:
         return create_maxup(options, task, data_config)
+    if options.uada:
+        return create_uada(options, task, data_config)
     return None
 
 
@@ -134,6 +139,32 @@ def create_maxup(options, task, data_config):
         seed=options.seed,
         views='views' in names,
         excess=options.maxup_score == 'excess',
+    )
+
+
+def create_uada(options, task, data_config):
+    """UADA for these options."""
+    channels = data_config['input_size'][0]
+    augmentation = Augmentation(
+        options.uada_groups,
+        mean=adapt_to_chs(data_config['mean'], channels),
+        std=adapt_to_chs(data_config['std'], channels),
+        dtype=getattr(torch, options.model_dtype or 'float32'),
+        padding=options.pad_crop,
+        pad_mode=options.pad_mode,
+        flip_prob=options.hflip,
+        cutout_size=options.cutout_size,
+        ranges=options.uada_ranges,
+        intensity=options.intensity,
+    )
+    return UADA(
+        augmentation,
+        scorer=Scorer(task),
+        seed=options.seed,
+        delta=options.uada_delta,
+        epsilon=options.uada_epsilon,
+        step=options.uada_step,
+        reuse=options.uada_reuse,
     )
 
 

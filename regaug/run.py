@@ -114,7 +114,7 @@ class Run:
             gradaug=self.gradaug,
             manifold_mixup=self.manifold_mixup,
         )
-        if args.maxup > 1 or args.uada:
+        if args.maxup > 1 or (args.uada and args.uada_epsilon):
             check_scoring(args, self.task, self.data_config['input_size'])
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
