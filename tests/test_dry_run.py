@@ -151,3 +151,9 @@ def test_worker_processes_end_with_the_dry_run(dry_run):
     told(dry_run('--workers', 2), r'estimated time')
     gc.collect()
     assert child_processes() == before
+
+
+def test_updates_are_those_of_the_main_phase_not_of_a_cheaper_warm_up(dry_run):
+    lines = dry_run('--epochs', 4, '--maxup', 3, '--maxup-warmup-epochs', 1)
+    [line] = [line for line in lines if line.startswith('Train: ')][-1:]
+    assert 'maxup_passes: 3 ' in line
