@@ -131,10 +131,9 @@ def create_maxup(options, task, data_config):
             sigma=options.gauss_sigma * options.intensity / torch.tensor(data_config['std'], dtype=torch.float32)
         ),
     }
-    alike = not options.mixup_enabled and set(names) <= {'cutmix', 'mixup'}
     return MaxUp(
         [build[name]() for name in names if name != 'views'],
-        num_copies=1 if alike else options.maxup,
+        num_copies=options.maxup,
         scorer=Scorer(task),
         seed=options.seed,
         views='views' in names,

@@ -68,17 +68,25 @@ def phase_at(epoch, args):
     first_refining = main_epochs(args)
     if epoch >= first_refining:
         return refinement(options, gradaug)
+    warming_up = args.maxup > 1 and epoch < args.maxup_warmup_epochs
+    if warming_up:
+        options.maxup = 1  # the average instead of the worst case over the same augmentation (MaxUp, section 3.1)
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        options.mixup_enabled = False
-        return Phase('unmixed', options, gradaug, set_flags(args, ('mixup', 'cutmix', 'cutmix_minmax')))
+        return unmixed(options, gradaug)
     faded = epoch - (first_refining - args.refine_fade) + 1 if args.refine_epochs else 0
     if faded > 0:
         fade(options, 1 - faded / (args.refine_fade + 1))
         return Phase('fade', options, gradaug)
-    if options.maxup and epoch < args.maxup_warmup_epochs:
-        options.maxup = 1  # the average instead of the worst case over the same augmentation (MaxUp, section 3.1)
-        return Phase('warmup', options, gradaug)
-    return Phase('main', options, gradaug)
+    return Phase('warmup' if warming_up else 'main', options, gradaug)
+
+
+def unmixed(options, gradaug):
+    """The phase after `--mixup-off-epoch`; MaxUp has nothing to choose from if its copies differed in mixing alone."""
+    off = set_flags(options, ('mixup', 'cutmix', 'cutmix_minmax'))
+    options.mixup_enabled = False
+    if options.maxup > 1 and set(options.maxup_aug.split('+')) <= {'mixup', 'cutmix'}:
+        options.maxup, off = 1, (*off, '--maxup')
+    return Phase('unmixed', options, gradaug, off)
 
 
 def refinement(options, gradaug):

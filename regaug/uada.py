@@ -110,7 +110,8 @@ class UADA:
             torch.where(augmentation.same(probe, base, group), base_loss, torch.nan) for group, probe in probes.items()
         ]
         probe_losses, passes = self.score(probe_images, target, known)
-        probe_images = dict(zip(probes, probe_images, strict=True))
+        flipped_images = dict(zip(probes, probe_images, strict=True)).get('flip')
+        del probe_images
         probe_losses = dict(zip(probes, probe_losses, strict=True))
 
         moved, known = {}, []
@@ -125,7 +126,7 @@ class UADA:
         losses = dict(zip(candidates, scored, strict=True))
         if 'flip' in moved:  # either the probe or the base: nothing new to score
             flipped = ~augmentation.same(moved['flip'], base, 'flip')
-            images['flip'] = select(flipped, probe_images['flip'], base_images)
+            images['flip'] = select(flipped, flipped_images, base_images)
             losses['flip'] = select(flipped, probe_losses['flip'], base_loss)
         images = [base_images, *(images[group] for group in moved)]
         return images, [base_loss, *(losses[group] for group in moved)], moved, 1 + passes + more
@@ -137,7 +138,7 @@ class UADA:
             step: of the group's probe.
             difference: loss of the probe minus loss of the base, [B].
         """
-        uphill = difference.sign() * (-1 if self.step == 'descend' else 1)
+        uphill = difference.sign().nan_to_num() * (-1 if self.step == 'descend' else 1)
         if group == 'flip':
             return self.augmentation.move(base, group, uphill > 0, input)
         step = self.epsilon * uphill.to(step.dtype)[:, None] * step.sign()

@@ -59,7 +59,8 @@ def check_compile(args: Namespace):
 
 def check_torchscript(args: Namespace):
     if args.torchscript:
-        refuse_with(args, '--torchscript', ['--torchcompile', '--sync-bn'], 'a scripted model cannot be changed')
+        others = ['--torchcompile', '--sync-bn', '--freeze-bn']
+        refuse_with(args, '--torchscript', others, 'a scripted model cannot be changed')
 
 
 def check_sync_bn(args: Namespace):

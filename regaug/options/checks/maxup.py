@@ -21,9 +21,18 @@ def check_maxup(args: Namespace):
         check_views(args)
     refuse_with(args, '--maxup', ['--uada'], 'each chooses the input by itself')
     refuse_with(args, '--maxup', ['--manifold-mixup'], 'copies would be scored without the mixed features')
-    later = args.maxup_warmup_epochs < args.epochs or not args.epochs
-    why = f'{spell(args, "--maxup")} would never begin in {spell(args, "--epochs")}'
-    require(args, '--maxup-warmup-epochs', later, why)
+    check_warmup(args, names)
+
+
+def check_warmup(args: Namespace, names: list[str]):
+    """More than one copy is drawn in some epoch."""
+    ends = [('--epochs', args.epochs)]
+    if args.mixup_off_epoch and set(names) <= {'cutmix', 'mixup'}:
+        ends.append(('--mixup-off-epoch', args.mixup_off_epoch))
+    for flag, end in ends:
+        in_time = args.maxup == 1 or args.maxup_warmup_epochs < end or not args.epochs
+        why = f'{spell(args, "--maxup")} would never begin before {spell(args, flag)}'
+        require(args, '--maxup-warmup-epochs', in_time, why)
 
 
 def check_strengths(args: Namespace, names: list[str]):
