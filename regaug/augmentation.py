@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from regaug.mix import draw_squares, erase, to_device
+from regaug.mix import draw_squares, erase, onto
 from regaug.operators import LEVELLESS, NUM_LEVELS, OPERATORS, apply_operators, flip, shift_crop
 
 GROUPS = ('crop', 'flip', 'policy', 'cutout')
@@ -45,6 +45,7 @@ class Augmentation:
     Args:
         groups: which of `GROUPS` augment; the others change nothing.
         mean, std: of the normalisation, one number for each channel.
+        device: of the images, None for the CPU.
         dtype: of the normalised images.
         padding, pad_mode: of the crop, see `operators.shift_crop`.
         flip_prob: probability of a flip.
@@ -59,6 +60,7 @@ class Augmentation:
         *,
         mean,
         std,
+        device=None,
         dtype=torch.float32,
         padding=4,
         pad_mode='constant',
@@ -68,7 +70,7 @@ class Augmentation:
         intensity=1.0,
     ):
         self.groups = [group for group in GROUPS if group in groups]
-        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (mean, std))
+        self.mean, self.std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
         self.dtype = dtype
         self.padding, self.pad_mode = padding, pad_mode
         self.flip_prob = flip_prob
@@ -102,7 +104,7 @@ class Augmentation:
         if 'cutout' in self.groups:
             boxes = draw_squares(rng, size, self.cutout_size, height, width)
             boxes[weak] = 0
-        moving = (to_device(values, input.device) for values in (offsets, flips, levels, signs, boxes))
+        moving = (onto(input.device, values) for values in (offsets, flips, levels, signs, boxes))
         offsets, flips, levels, signs, boxes = moving
         return Parameters(offsets, flips, torch.from_numpy(types), levels, signs, boxes)
 
@@ -119,9 +121,9 @@ class Augmentation:
         for group in self.groups:
             values = getattr(base, _FIELD[group])
             if group == 'flip':
-                steps[group] = to_device(rng.random(len(values)) < 0.5, values.device)
+                steps[group] = onto(values.device, rng.random(len(values)) < 0.5)
                 continue
-            step = to_device(rng.choice([-delta, delta], size=values.shape), values.device)
+            step = onto(values.device, rng.choice([-delta, delta], size=values.shape))
             low, high = self.bounds(group, input)
             step = torch.where(values + step > high, -delta, step)
             step = torch.where(values + step < low, delta, step)
@@ -133,10 +135,12 @@ class Augmentation:
         return steps
 
     def bounds(self, group, input):
-        """Smallest and largest values of a group's parameters, int64 tensors."""
+        """Smallest and largest values of a group's parameters, int64 tensors; a device is not waited for."""
         height, width = input.shape[-2:]
-        high = {'policy': [NUM_LEVELS - 1], 'crop': [2 * self.padding], 'cutout': [height, height, width, width]}[group]
-        high = torch.tensor(high, device=input.device)
+        high = {'policy': NUM_LEVELS - 1, 'crop': 2 * self.padding, 'cutout': height}[group]
+        high = torch.full((4 if group == 'cutout' else 1,), high, device=input.device)
+        if group == 'cutout':
+            high[2:] = width
         return torch.zeros_like(high), high
 
     def move(self, base, group, step, input):
@@ -163,7 +167,7 @@ class Augmentation:
         """Cutout, black, then normalisation and cast; images [B, C, H, W] in [0, 1]."""
         if 'cutout' in self.groups:
             images = erase(images, params.boxes)
-        return (images - self.mean.to(images)).div_(self.std.to(images)).to(self.dtype)
+        return (images - self.mean).div_(self.std).to(self.dtype)
 
     def operate(self, input, candidates):
         """Crop, flip and policy of several candidates, each an element of a list of images [B, C, H, W] in [0, 1].

@@ -110,8 +110,8 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         return loader, None
     if options.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=options.aug_splits)
-    if options.maxup > 1 and 'views' in options.maxup_aug:
-        dataset = Views(dataset, options.maxup)
+    if options.num_views > 1:
+        dataset = Views(dataset, options.num_views)
     loader = create_loader(
         dataset,
         input_size=data_config['input_size'],

@@ -117,6 +117,8 @@ def create_selector(options, task, data_config):
 def create_maxup(options, task, data_config):
     """MaxUp for these options."""
     names = options.maxup_aug.split('+')
+    std = adapt_to_chs(data_config['std'], data_config['input_size'][0])
+    device = device_of(task)
     labels = dict(num_classes=options.num_classes, smoothing=options.smoothing)
     mixing = dict(labels, prob=options.mixup_prob if options.mixup_enabled else 0.0)
     build = {
@@ -128,7 +130,7 @@ def create_maxup(options, task, data_config):
         'mixup': lambda: Mixup(alpha=options.mixup, **mixing),
         'cutout': lambda: Cutout(size=options.cutout_size, prob=options.intensity),
         'gauss': lambda: GaussianNoise(
-            sigma=options.gauss_sigma * options.intensity / torch.tensor(data_config['std'], dtype=torch.float32)
+            sigma=options.gauss_sigma * options.intensity / torch.tensor(std, device=device)
         ),
     }
     return MaxUp(
@@ -148,6 +150,7 @@ def create_uada(options, task, data_config):
         options.uada_groups,
         mean=adapt_to_chs(data_config['mean'], channels),
         std=adapt_to_chs(data_config['std'], channels),
+        device=device_of(task),
         dtype=getattr(torch, options.model_dtype or 'float32'),
         padding=options.pad_crop,
         pad_mode=options.pad_mode,
@@ -167,15 +170,26 @@ def create_uada(options, task, data_config):
     )
 
 
-def check_scoring(args, task, input_size):
-    """Run one scoring pass and make sure that it leaves the model as it is.
+def device_of(task):
+    return next(task.full_network.parameters()).device
+
+
+def check_selector(args, task, input_size):
+    """Make sure that what chooses the input can do it: run one scoring pass, which must leave the model as it is.
 
     Args:
         input_size: (C, H, W) of the training images.
 
     Raises:
-        OptionError: when a buffer changes.
+        OptionError: when a buffer changes, or when UADA has no operators for the images.
     """
+    channels = input_size[0]
+    if args.uada and 'policy' in args.uada_groups and channels not in (1, 3):
+        raise OptionError(f'--uada-groups policy: its operators take 1 or 3 channels, these images have {channels}.')
+    if args.uada_reuse and args.rank == 0:
+        _logger.info('UADA: known scores are reused (--uada-reuse), so candidates share batches: an approximation.')
+    if not (args.maxup > 1 or (args.uada and args.uada_epsilon)):
+        return
     parameter = next(task.full_network.parameters())
     input = torch.zeros((2, *input_size), device=parameter.device, dtype=parameter.dtype)
     try:

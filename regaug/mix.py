@@ -76,11 +76,11 @@ def add_noise(input, sigma, generator):
 
     Args:
         input: [B, C, H, W].
-        sigma: deviation in each channel, [C].
+        sigma: deviation in each channel, [C], on the same device.
         generator: on the device of the input.
     """
     noise = torch.randn(input.shape, generator=generator, device=input.device, dtype=input.dtype)
-    return input + noise * sigma.to(input).view(1, -1, 1, 1)
+    return input + noise * sigma.to(input.dtype).view(1, -1, 1, 1)
 
 
 def draw_partners(rng, num_copies, batch_size):
@@ -130,10 +130,10 @@ def area_shares(boxes, height, width):
     return 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def to_device(values, device, dtype=None):
+def onto(device, values, dtype=None):
     """A NumPy array as a tensor on a device, without waiting for it."""
     tensor = torch.as_tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)
 
 
 class CutMix:
@@ -158,9 +158,9 @@ class CutMix:
         else:
             boxes = draw_boxes_between(rng, size, *self.minmax, height, width)
         boxes[rng.random(size) >= self.prob] = 0
-        shares = to_device(area_shares(boxes, height, width), input.device, torch.float32)
-        partners = to_device(draw_partners(rng, *size), input.device)
-        boxes = to_device(boxes, input.device)
+        shares = onto(input.device, area_shares(boxes, height, width), torch.float32)
+        partners = onto(input.device, draw_partners(rng, *size))
+        boxes = onto(input.device, boxes)
 
         def apply(copy):
             def mixed(input, target):
@@ -185,8 +185,8 @@ class Mixup:
         size = (num_copies, len(input))
         shares = rng.beta(self.alpha, self.alpha, size=size) if self.alpha > 0 else np.ones(size)
         shares[rng.random(size) >= self.prob] = 1
-        shares = to_device(shares, input.device, torch.float32)
-        partners = to_device(draw_partners(rng, *size), input.device)
+        shares = onto(input.device, shares, torch.float32)
+        partners = onto(input.device, draw_partners(rng, *size))
 
         def apply(copy):
             def mixed(input, target):
@@ -214,7 +214,7 @@ class Cutout:
         """See `CutMix.draw`; the targets stay as they are."""
         boxes = draw_squares(rng, (num_copies, len(input)), self.size, *input.shape[-2:])
         boxes[rng.random(boxes.shape[:-1]) >= self.prob] = 0
-        boxes = to_device(boxes, input.device)
+        boxes = onto(input.device, boxes)
         return [
             lambda input, target, copy=copy: (erase(input, boxes[copy]), target, None) for copy in range(num_copies)
         ]
@@ -230,7 +230,7 @@ class GaussianNoise:
     """Additive noise.
 
     Args:
-        sigma: deviation in each channel of the normalised image, [C].
+        sigma: deviation in each channel of the normalised image, [C], on the device of the images.
     """
 
     def __init__(self, *, sigma):

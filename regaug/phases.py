@@ -35,7 +35,9 @@ class Phase:
 
     Attributes:
         name: `warmup` (of MaxUp), `main`, `unmixed` (after `--mixup-off-epoch`), `fade` or `refine`.
-        options: the training options as they hold now; the train loader is rebuilt when they change.
+        options: the training options as they hold now; the train loader is rebuilt when they change. Added to them
+            are `mixup_enabled`, `intensity` (of what fades and has no strength of its own: policies, Cutout, noise;
+            1 to 0) and `num_views` (versions of each image that the loader delivers).
         gradaug: GradAug's sub-networks run.
         switched_off: flags of what is off now although the user set it.
     """
@@ -64,29 +66,36 @@ def phase_at(epoch, args):
     options = copy.copy(args)
     options.mixup_enabled = True
     options.intensity = 1.0
+    options.num_views = 1
     gradaug = epoch >= args.gradaug_start_epoch
     first_refining = main_epochs(args)
     if epoch >= first_refining:
         return refinement(options, gradaug)
-    warming_up = args.maxup > 1 and epoch < args.maxup_warmup_epochs
-    if warming_up:
-        options.maxup = 1  # the average instead of the worst case over the same augmentation (MaxUp, section 3.1)
+    name, off = 'main', ()
+    if args.maxup > 1 and epoch < args.maxup_warmup_epochs:
+        name, options.maxup = 'warmup', 1  # the average, not the worst, over the same augmentation (MaxUp, section 3.1)
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        return unmixed(options, gradaug)
+        name, off = 'unmixed', stop_mixing(options)
     faded = epoch - (first_refining - args.refine_fade) + 1 if args.refine_epochs else 0
     if faded > 0:
+        name = 'fade'
         fade(options, 1 - faded / (args.refine_fade + 1))
-        return Phase('fade', options, gradaug)
-    return Phase('warmup' if warming_up else 'main', options, gradaug)
+    if options.maxup and 'views' in options.maxup_aug.split('+'):
+        options.num_views = options.maxup
+    return Phase(name, options, gradaug, off)
 
 
-def unmixed(options, gradaug):
-    """The phase after `--mixup-off-epoch`; MaxUp has nothing to choose from if its copies differed in mixing alone."""
+def stop_mixing(options):
+    """Switch off what `--mixup-off-epoch` ends: mixing, and MaxUp if its copies differ in that alone.
+
+    Returns:
+        The flags of what is off.
+    """
     off = set_flags(options, ('mixup', 'cutmix', 'cutmix_minmax'))
     options.mixup_enabled = False
     if options.maxup > 1 and set(options.maxup_aug.split('+')) <= {'mixup', 'cutmix'}:
         options.maxup, off = 1, (*off, '--maxup')
-    return Phase('unmixed', options, gradaug, off)
+    return off
 
 
 def refinement(options, gradaug):
@@ -106,7 +115,7 @@ def set_flags(options, names):
 def fade(options, intensity):
     """Weaken the intensive augmentation: Mixup's alpha, the probabilities of CutMix, policies and erasing.
 
-    What is not an option of timm's follows `options.intensity`.
+    Augmentation whose strength is no option of timm's is weakened by `options.intensity`, where it is built.
 
     Args:
         options: changed in place.

@@ -35,6 +35,7 @@ class Report:
         self.phase = None
         self.last_record = None
         self.num_unreadable = 0
+        self.num_views = 1
         self._picture_due = False
         self._warned_of_data = False
 
@@ -49,6 +50,8 @@ class Report:
             if self.primary and (self.phase is not None or off):
                 _logger.info(f'Phase {phase.name}{off}.')
             self._picture_due = True
+        if phase.options.num_views != self.num_views:
+            self.num_views, self._warned_of_data = phase.options.num_views, False
         self.phase = phase.name
 
     def on_update(self, record):
@@ -82,16 +85,11 @@ class Report:
         share = record.data_time.sum / max(record.update_time.sum, 1e-9)
         if share > _SLOW_DATA and record.num_updates > 10 and not self._warned_of_data:
             self._warned_of_data = True
+            views = f' Each image is transformed {self.num_views} times.' if self.num_views > 1 else ''
             _logger.warning(
                 f'{100 * share:.0f} % of the time goes into waiting for data; more --workers (now '
-                f'{self.args.workers}), smaller images on disk or a faster disk may help.{self._cost_of_views()}'
+                f'{self.args.workers}), smaller images on disk or a faster disk may help.{views}'
             )
-
-    def _cost_of_views(self):
-        args = self.args
-        if not args.maxup or 'views' not in args.maxup_aug:
-            return ''
-        return f' Each image is transformed {args.maxup} times (--maxup-aug {args.maxup_aug}).'
 
     def on_batch(self, input, target, batch_idx):
         """Keep pictures of a training batch: every one under `--save-images`, the first of a phase for W&B."""

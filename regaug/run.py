@@ -16,7 +16,7 @@ from regaug.engine import Engine, updates_per_epoch
 from regaug.errors import OptionError
 from regaug.interrupt import StopRequest
 from regaug.loaders import TrainLoader, create_eval_loader
-from regaug.methods import attach_subnetworks, check_scoring, create_gradaug, create_manifold_mixup, create_selector
+from regaug.methods import attach_subnetworks, check_selector, create_gradaug, create_manifold_mixup, create_selector
 from regaug.model import build_model, place_model, resolve_learning_rate
 from regaug.options import args_as_yaml
 from regaug.phases import phase_at, refine_lr, set_learning_rate
@@ -114,8 +114,7 @@ class Run:
             gradaug=self.gradaug,
             manifold_mixup=self.manifold_mixup,
         )
-        if args.maxup > 1 or (args.uada and args.uada_epsilon):
-            check_scoring(args, self.task, self.data_config['input_size'])
+        check_selector(args, self.task, self.data_config['input_size'])
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
         )

@@ -104,7 +104,7 @@ class Scorer:
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
         self.forward(input)
         for name, buffer in module.named_buffers():
-            if not torch.equal(buffer, before[name]):
+            if name not in before or not torch.equal(buffer.nan_to_num(), before[name].nan_to_num()):
                 raise ValueError(f'a scoring pass would change the buffer {name!r} of {type(module).__name__}')
 
 
@@ -161,10 +161,11 @@ def worst_of(candidates, score, floor=None):
         if worst is None:
             worst, worst_rank, index = candidate, rank, torch.zeros_like(rank, dtype=torch.long)
             continue
-        worse = rank > worst_rank
+        worse = (rank > worst_rank) | worst_rank.isnan()
         worst = tuple(select(worse, new, old) for new, old in zip(candidate, worst, strict=True))
         worst_rank = torch.where(worse, rank, worst_rank)
         index = torch.where(worse, number, index)
+        del candidate
     return Choice(worst, index, torch.stack(losses))
 
 

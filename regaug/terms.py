@@ -39,16 +39,22 @@ class TermAverages:
         Returns:
             {name: float}, in the order in which the terms ran.
         """
-        averages = {flat_name(*name): value / self.counts[name] for name, value in self.sums.items()}
-        if world_size > 1 and averages:
-            device = next((value.device for value in averages.values() if torch.is_tensor(value)), None)
-            values = torch.stack([torch.as_tensor(value, device=device).float() for value in averages.values()])
-            return OrderedDict(zip(averages, reduce_tensor(values, world_size).tolist()))
-        return OrderedDict((name, float(value)) for name, value in averages.items())
+        averages = [value / self.counts[name] for name, value in self.sums.items()]
+        return OrderedDict(zip((flat_name(*name) for name in self.sums), to_floats(averages, world_size), strict=True))
 
     def last_values(self):
         """{(term, key): float} of the last micro-batch on this rank."""
-        return {name: float(value) for name, value in self.last.items()}
+        return dict(zip(self.last, to_floats(self.last.values()), strict=True))
+
+
+def to_floats(values, world_size=1):
+    """Numbers and one-element tensors as a list of floats, waiting for the device once; averaged over the ranks."""
+    values = list(values)
+    device = next((value.device for value in values if torch.is_tensor(value)), None)
+    if device is None and world_size == 1:
+        return values
+    values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in values])
+    return (reduce_tensor(values, world_size) if world_size > 1 else values).tolist()
 
 
 class TermClock:

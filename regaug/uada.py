@@ -11,14 +11,36 @@ For each batch:
 5. train each sample on its worst candidate, the base being one of them.
 """
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from regaug.augmentation import Parameters
 from regaug.operators import NUM_LEVELS, OPERATORS
 from regaug.runtime import derived_seed
-from regaug.scoring import select, worst_of
+from regaug.scoring import select
+
+_CHECK_EVERY = 500  # updates: how often reused scores are compared with exact ones
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The base, and for each group the candidate in which that group has moved; lists of equal length.
+
+    Attributes:
+        groups: names of the groups that moved, one less than there are candidates.
+        params: `augmentation.Parameters` of each candidate.
+        images: normalised, [B, C, H, W] each.
+        losses: [B] each; where a candidate did not move it is the base, with the base's loss.
+        passes: scoring passes that it took, in batches.
+    """
+
+    groups: list[str]
+    params: list[Parameters]
+    images: list[torch.Tensor]
+    losses: list[torch.Tensor]
+    passes: float
 
 
 class UADA:
@@ -33,7 +55,7 @@ class UADA:
         step: `ascend`; the paper's controls (table 6) are `random`, where parameters move at random, and `descend`,
             where they move down the loss and each sample trains on its easiest candidate.
         reuse: score no sample twice with the same parameters. Candidates of several kinds then share a batch, which
-            batch-norm notices.
+            batch-norm notices: an approximation, compared with the exact choice every 500 updates.
     """
 
     def __init__(self, augmentation, *, scorer, seed, delta=1, epsilon=1, step='ascend', reuse=False):
@@ -64,74 +86,72 @@ class UADA:
             [images] = augmentation.apply(input, [base], {})
             return images, target, {'uada_passes': 0.0}
         steps = augmentation.draw_steps(rng, base, input, self.delta)
-        if self.step == 'random':
-            images, losses, moved, passes = self.move_at_random(input, target, base, steps)
-        else:
-            images, losses, moved, passes = self.move_by_probes(input, target, base, steps)
-        levels = [params.levels for params in (base, *moved.values())]
-        sign = -1 if self.step == 'descend' else 1
-        choice = worst_of(zip(images, losses, levels, strict=True), lambda _, losses: sign * losses)
-        images, chosen, levels = choice.chosen
-        figures = {'uada_passes': passes, 'uada_gain': (chosen - losses[0]).mean()}
-        figures |= self.figures(choice.index, list(moved), base.types, steps.get('policy'), levels)
+        find = self.move_at_random if self.step == 'random' else self.move_by_probes
+        candidates = find(input, target, base, steps, self.reuse)
+        index = self.choose(candidates)
+        images = candidates.images[0]
+        for number, others in enumerate(candidates.images[1:], start=1):
+            images = select(index == number, others, images)
+        figures = self.figures(candidates, index, steps.get('policy'))
+        num_updates, _, micro_batch = key
+        if self.reuse and num_updates % _CHECK_EVERY == 0 and micro_batch == 0:
+            exact = self.choose(find(input, target, base, steps, reuse=False))
+            figures['uada_agreement'] = (index == exact).float().mean()
         return images, target, figures
 
-    def move_at_random(self, input, target, base, steps):
-        """Candidates whose parameters moved up or down by the toss of a coin; returns what `move_by_probes` does."""
+    def choose(self, candidates):
+        """Which candidate each sample trains on, int64 [B]; of equal ones the first."""
+        losses = torch.stack(candidates.losses)
+        return losses.argmin(dim=0) if self.step == 'descend' else losses.argmax(dim=0)
+
+    def move_at_random(self, input, target, base, steps, reuse):
+        """`Candidates` whose parameters moved up or down by the toss of a coin."""
         augmentation = self.augmentation
         moved = {
             group: augmentation.move(base, group, step if group == 'flip' else self.epsilon * step.sign(), input)
             for group, step in steps.items()
         }
-        images = augmentation.apply(input, [base, *moved.values()], {})
-        base_loss = self.scorer(images[0], target)
-        known = [augmentation.same(params, base, group) for group, params in moved.items()]
-        known = [torch.where(same, base_loss, torch.nan) for same in known]
-        losses, passes = self.score(images[1:], target, known)
-        return images, [base_loss, *losses], moved, 1 + passes
+        base_images, *images = augmentation.apply(input, [base, *moved.values()], {})
+        base_loss = self.scorer(base_images, target)
+        images = dict(zip(moved, images, strict=True))
+        known = {group: self.known(group, params, (base, base_loss)) for group, params in moved.items()}
+        losses, passes = self.score(images, target, known, reuse)
+        return self.collect(base, base_images, base_loss, moved, images, losses, 1 + passes)
 
-    def move_by_probes(self, input, target, base, steps):
-        """Candidates whose parameters moved along the sign of the differences.
-
-        Returns:
-            (images, losses, moved, passes): normalised images and losses of the base and each moved group in turn;
-            {group: moved parameters}; batches that were scored.
-        """
-        augmentation = self.augmentation
+    def move_by_probes(self, input, target, base, steps, reuse):
+        """`Candidates` whose parameters moved along the sign of the loss's finite differences."""
+        augmentation, memo = self.augmentation, {}
         everywhere = torch.ones(len(input), dtype=torch.bool, device=input.device)
         probes = {
             group: augmentation.move(base, group, everywhere if group == 'flip' else step, input)
             for group, step in steps.items()
         }
-        memo = {}
-        base_images, *probe_images = augmentation.apply(input, [base, *probes.values()], memo)
+        base_images, *images = augmentation.apply(input, [base, *probes.values()], memo)
         base_loss = self.scorer(base_images, target)
-        known = [
-            torch.where(augmentation.same(probe, base, group), base_loss, torch.nan) for group, probe in probes.items()
-        ]
-        probe_losses, passes = self.score(probe_images, target, known)
-        flipped_images = dict(zip(probes, probe_images, strict=True)).get('flip')
-        del probe_images
-        probe_losses = dict(zip(probes, probe_losses, strict=True))
+        images = dict(zip(probes, images, strict=True))
+        known = {group: self.known(group, probe, (base, base_loss)) for group, probe in probes.items()}
+        probe_losses, probe_passes = self.score(images, target, known, reuse)
+        flipped_images = images.get('flip')
 
-        moved, known = {}, []
-        for group, probe in probes.items():
-            moved[group] = self.move(base, group, steps[group], probe_losses[group] - base_loss, input)
-            at_base = torch.where(augmentation.same(moved[group], base, group), base_loss, torch.nan)
-            known.append(torch.where(augmentation.same(moved[group], probe, group), probe_losses[group], at_base))
-        candidates = {group: params for group, params in moved.items() if group != 'flip'}
-        images = dict(zip(candidates, augmentation.apply(input, list(candidates.values()), memo), strict=True))
-        wanted = [loss for group, loss in zip(moved, known, strict=True) if group != 'flip']
-        scored, more = self.score(list(images.values()), target, wanted)
-        losses = dict(zip(candidates, scored, strict=True))
+        moved = {
+            group: self.follow(base, group, step, probe_losses[group] - base_loss, input)
+            for group, step in steps.items()
+        }
+        rest = {group: params for group, params in moved.items() if group != 'flip'}
+        images = dict(zip(rest, augmentation.apply(input, list(rest.values()), memo), strict=True))
+        del memo
+        known = {
+            group: self.known(group, params, (probes[group], probe_losses[group]), (base, base_loss))
+            for group, params in rest.items()
+        }
+        losses, passes = self.score(images, target, known, reuse)
         if 'flip' in moved:  # either the probe or the base: nothing new to score
-            flipped = ~augmentation.same(moved['flip'], base, 'flip')
+            flipped = moved['flip'].flips != base.flips
             images['flip'] = select(flipped, flipped_images, base_images)
-            losses['flip'] = select(flipped, probe_losses['flip'], base_loss)
-        images = [base_images, *(images[group] for group in moved)]
-        return images, [base_loss, *(losses[group] for group in moved)], moved, 1 + passes + more
+            losses['flip'] = probe_losses['flip']
+        return self.collect(base, base_images, base_loss, moved, images, losses, 1 + probe_passes + passes)
 
-    def move(self, base, group, step, difference, input):
+    def follow(self, base, group, step, difference, input):
         """Move a group by epsilon along the sign of its loss's finite difference (equation 5).
 
         Args:
@@ -144,48 +164,83 @@ class UADA:
         step = self.epsilon * uphill.to(step.dtype)[:, None] * step.sign()
         return self.augmentation.move(base, group, step, input)
 
-    def score(self, images, target, known):
+    def known(self, group, params, *earlier):
+        """Losses [B] of parameters that were scored before, nan where they were not.
+
+        Args:
+            earlier: pairs of `Parameters` and their losses [B].
+        """
+        losses = torch.full_like(earlier[0][1], torch.nan)
+        for others, scored in earlier:
+            losses = torch.where(self.augmentation.same(params, others, group), scored, losses)
+        return losses
+
+    def score(self, images, target, known, reuse):
         """Losses of several candidates.
 
         Args:
-            images: list of n batches [B, C, H, W].
+            images: {group: [B, C, H, W]}.
             target: [B].
-            known: for each candidate the losses [B] that are known already, nan where they are not. With `reuse`
-                only the others are scored, in batches of about equal size.
+            known: {group: losses [B] from `known`}.
+            reuse: score only what is not known, in batches of one, two, three or four quarters of the usual size (few
+                sizes, since cuDNN and compilers look at each anew; no tiny ones, because of batch-norm).
 
         Returns:
-            (list of n losses [B], batches that were scored).
+            ({group: losses [B]}, passes in batches).
         """
-        if not self.reuse:
-            return [self.scorer(batch, target) for batch in images], len(images)
+        if not reuse:
+            return {group: self.scorer(batch, target) for group, batch in images.items()}, len(images)
         if not images:
-            return [], 0
-        size, known = len(target), torch.cat(known)
-        rows = known.isnan().nonzero()[:, 0]
-        count = len(rows)
-        if not count:
-            return list(known.chunk(len(images))), 0
-        fill = torch.arange(max(size // 2 - count, 0), device=rows.device)  # batch-norm wants no tiny batches
-        images_of_all, rows_and_fill = torch.cat(images), torch.cat([rows, fill])
-        pieces = rows_and_fill.tensor_split(math.ceil(count / size))
-        losses = torch.cat([self.scorer(images_of_all[piece], target[piece % size]) for piece in pieces])
-        known = known.index_copy(0, rows, losses[:count].to(known.dtype))
-        return list(known.chunk(len(images))), len(rows_and_fill) / size
+            return {}, 0
+        size, losses = len(target), torch.cat([known[group] for group in images])
+        rows = losses.isnan().nonzero()[:, 0]
+        count, quarter = len(rows), max(size // 4, 1)
+        if count:
+            fill = torch.arange(-count % quarter, device=rows.device)
+            every_image = torch.cat(list(images.values()))
+            pieces = torch.cat([rows, fill]).split(4 * quarter)
+            scored = torch.cat([self.scorer(every_image[piece], target[piece % size]) for piece in pieces])
+            losses = losses.index_copy(0, rows, scored[:count].to(losses.dtype))
+            count += len(fill)
+        return dict(zip(images, losses.split(size), strict=True)), count / size
 
-    def figures(self, index, groups, types, step, levels):
-        """Shares for the log: of samples that train on a moved candidate, by group; of the operators that moved; of the
-        levels trained with."""
-        device = index.device
-        figures = {'uada_moved': (index > 0).float().mean()}
+    def collect(self, base, base_images, base_loss, moved, images, losses, passes):
+        """`Candidates` in the order of the groups."""
+        losses = [
+            torch.where(self.augmentation.same(params, base, group), base_loss, losses[group])
+            for group, params in moved.items()
+        ]
+        images = [base_images, *(images[group] for group in moved)]
+        return Candidates(list(moved), [base, *moved.values()], images, [base_loss, *losses], passes)
+
+    def figures(self, candidates, index, step):
+        """What to log about the choice.
+
+        Args:
+            index: which candidate each sample trains on, [B].
+            step: of the policy's probe, [B, 2], or None without policy.
+
+        Returns:
+            Passes, loss gained, share of samples that train on a moved candidate, in all and by group; with a policy
+            also shares of the operators among those that moved it and of the levels trained with.
+        """
+        losses, groups, device = torch.stack(candidates.losses), candidates.groups, index.device
         shares = (index == torch.arange(1, len(groups) + 1, device=device)[:, None]).float().mean(dim=1)
-        figures |= {f'uada_moved_{group}': share for group, share in zip(groups, shares, strict=True)}
+        figures = {
+            'uada_passes': float(candidates.passes),
+            'uada_gain': (losses.gather(0, index[None])[0] - losses[0]).mean(),
+            'uada_moved': (index > 0).float().mean(),
+            **{f'uada_moved_{group}': share for group, share in zip(groups, shares, strict=True)},
+        }
         if step is None:
             return figures
-        chosen = (index == 1 + groups.index('policy'))[:, None] & (step != 0)
-        types = types.to(device, non_blocking=True)
-        operators = torch.zeros(len(OPERATORS), device=device).scatter_add_(
-            0, types.flatten(), chosen.flatten().float()
-        )
+        place = 1 + groups.index('policy')
+        base, policy = candidates.params[0], candidates.params[place]
+        chosen = (index == place)[:, None]
+        levels = torch.where(chosen, policy.levels, base.levels)
+        types = base.types.to(device, non_blocking=True)
+        operators = torch.zeros(len(OPERATORS), device=device)
+        operators.scatter_add_(0, types.flatten(), (chosen & (step != 0)).flatten().float())
         operators = operators / operators.sum().clamp(min=1)
         level_shares = (levels[..., None] == torch.arange(NUM_LEVELS, device=device)).float().mean(dim=(0, 1))
         figures |= {f'uada_operator/{name}': share for name, share in zip(OPERATORS, operators, strict=True)}

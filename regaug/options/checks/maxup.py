@@ -7,6 +7,7 @@ from regaug.options.checks.require import refuse_with, require, require_known, s
 
 AUGMENTATIONS = ('cutmix', 'mixup', 'cutout', 'gauss', 'views')
 GROUPS = ('crop', 'flip', 'policy', 'cutout')
+LEVELS = 10
 
 
 def check_maxup(args: Namespace):
@@ -64,6 +65,9 @@ def check_uada(args: Namespace):
     require(args, '--uada-groups', len(set(groups)) == len(groups), 'each group may be given once')
     given = args.pad_crop or 'crop' not in groups
     require(args, '--uada-groups', given, 'crop needs --pad-crop, the padding it crops from')
+    for group, room in (('policy', LEVELS - 1), ('crop', 2 * args.pad_crop)):
+        fits = group not in groups or args.uada_delta <= room
+        require(args, '--uada-delta', fits, f'must be at most {room}, the range of the group {group}')
     mixing = ['--mixup', '--cutmix', '--cutmix-minmax', '--manifold-mixup']
     refuse_with(args, '--uada', mixing, 'it moves the parameters of single images')
     refuse_with(args, '--uada', ['--aa', '--reprob'], 'it draws the operators itself')
@@ -72,3 +76,4 @@ def check_uada(args: Namespace):
     if args.uada_reuse:
         why = 'the ranks would differ in the number of scoring passes'
         refuse_with(args, '--uada-reuse', ['--sync-bn'], why)
+        refuse_with(args, '--uada-reuse', ['--split-bn'], 'its batches differ in size')
