@@ -198,7 +198,7 @@ class UADA:
         if count:
             fill = torch.arange(-count % quarter, device=rows.device)
             every_image = torch.cat(list(images.values()))
-            pieces = torch.cat([rows, fill]).split(4 * quarter)
+            pieces = torch.cat([rows, fill]).split(size - size % quarter)
             scored = torch.cat([self.scorer(every_image[piece], target[piece % size]) for piece in pieces])
             losses = losses.index_copy(0, rows, scored[:count].to(losses.dtype))
             count += len(fill)
