@@ -51,10 +51,12 @@ def to_floats(values, world_size=1):
     """Numbers and one-element tensors as a list of floats, waiting for the device once; averaged over the ranks."""
     values = list(values)
     device = next((value.device for value in values if torch.is_tensor(value)), None)
-    if device is None and world_size == 1:
-        return values
-    values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in values])
-    return (reduce_tensor(values, world_size) if world_size > 1 else values).tolist()
+    if world_size > 1 and values:
+        values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in values])
+        return reduce_tensor(values, world_size).tolist()
+    tensors = [value for value in values if torch.is_tensor(value)]
+    fetched = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(fetched) if torch.is_tensor(value) else float(value) for value in values]
 
 
 class TermClock:

@@ -212,7 +212,7 @@ def selector_at(epoch, *options):
     args = train_args('--num-classes', CLASSES, '--warmup-epochs', 0, '--maxup', 4, *options)
     phase = phase_at(epoch, args)
     task = make_task(make_model(dtype=torch.float32), create_criterion(phase.options))
-    return create_selector(phase.options, task, {'std': (0.5, 0.25, 0.2)})
+    return create_selector(phase.options, task, {'input_size': (3, 16, 16), 'std': (0.5, 0.25, 0.2)})
 
 
 def candidates_at(epoch, input, *options):
