@@ -118,7 +118,6 @@ def create_maxup(options, task, data_config):
     """MaxUp for these options."""
     names = options.maxup_aug.split('+')
     std = adapt_to_chs(data_config['std'], data_config['input_size'][0])
-    device = device_of(task)
     labels = dict(num_classes=options.num_classes, smoothing=options.smoothing)
     mixing = dict(labels, prob=options.mixup_prob if options.mixup_enabled else 0.0)
     build = {
@@ -130,7 +129,7 @@ def create_maxup(options, task, data_config):
         'mixup': lambda: Mixup(alpha=options.mixup, **mixing),
         'cutout': lambda: Cutout(size=options.cutout_size, prob=options.intensity),
         'gauss': lambda: GaussianNoise(
-            sigma=options.gauss_sigma * options.intensity / torch.tensor(std, device=device)
+            sigma=options.gauss_sigma * options.intensity / torch.tensor(std, device=task.device)
         ),
     }
     return MaxUp(
@@ -150,7 +149,7 @@ def create_uada(options, task, data_config):
         options.uada_groups,
         mean=adapt_to_chs(data_config['mean'], channels),
         std=adapt_to_chs(data_config['std'], channels),
-        device=device_of(task),
+        device=task.device,
         dtype=getattr(torch, options.model_dtype or 'float32'),
         padding=options.pad_crop,
         pad_mode=options.pad_mode,
@@ -168,10 +167,6 @@ def create_uada(options, task, data_config):
         step=options.uada_step,
         reuse=options.uada_reuse,
     )
-
-
-def device_of(task):
-    return next(task.full_network.parameters()).device
 
 
 def check_selector(args, task, input_size):

@@ -183,7 +183,7 @@ class UADA:
             target: [B].
             known: {group: losses [B] from `known`}.
             reuse: score only what is not known, in batches of one, two, three or four quarters of the usual size (few
-                sizes, since cuDNN and compilers look at each anew; no tiny ones, because of batch-norm).
+                sizes, since cuDNN and compilers look at each anew; none below 8, because of batch-norm).
 
         Returns:
             ({group: losses [B]}, passes in batches).
@@ -194,11 +194,11 @@ class UADA:
             return {}, 0
         size, losses = len(target), torch.cat([known[group] for group in images])
         rows = losses.isnan().nonzero()[:, 0]
-        count, quarter = len(rows), max(size // 4, 1)
+        count, unit = len(rows), max(size // 4, min(size, 8))
         if count:
-            fill = torch.arange(-count % quarter, device=rows.device)
+            fill = torch.arange(-count % unit, device=rows.device)
             every_image = torch.cat(list(images.values()))
-            pieces = torch.cat([rows, fill]).split(size - size % quarter)
+            pieces = torch.cat([rows, fill]).split(size - size % unit)
             scored = torch.cat([self.scorer(every_image[piece], target[piece % size]) for piece in pieces])
             losses = losses.index_copy(0, rows, scored[:count].to(losses.dtype))
             count += len(fill)
