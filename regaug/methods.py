@@ -122,7 +122,7 @@ def create_maxup(options, task, data_config):
     mixing = dict(labels, prob=options.mixup_prob if options.mixup_enabled else 0.0)
     build = {
         'cutmix': lambda: CutMix(
-            alpha=options.cutmix or 1.0,
+            alpha=options.cutmix,
             minmax=options.cutmix_minmax,
             **{**mixing, 'prob': mixing['prob'] * options.intensity},
         ),

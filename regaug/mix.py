@@ -136,6 +136,24 @@ def onto(device, values, dtype=None):
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)
 
 
+def copies_of(mix, partners, parameters, shares, *, num_classes, smoothing):
+    """m functions (input, target) -> (input, target, shares [B]), one for each copy.
+
+    Args:
+        mix: `cutmix` or `mixup`.
+        partners, parameters, shares: of the copies, [m, B, ...] each; the parameters are what `mix` takes last.
+    """
+
+    def apply(copy):
+        def mixed(input, target):
+            target = mix_target(soft_target(target, num_classes, smoothing), partners[copy], shares[copy])
+            return mix(input, partners[copy], parameters[copy]), target, shares[copy]
+
+        return mixed
+
+    return [apply(copy) for copy in range(len(shares))]
+
+
 class CutMix:
     """CutMix of every copy with partners, boxes and shares of its own.
 
@@ -161,16 +179,7 @@ class CutMix:
         shares = onto(input.device, area_shares(boxes, height, width), torch.float32)
         partners = onto(input.device, draw_partners(rng, *size))
         boxes = onto(input.device, boxes)
-
-        def apply(copy):
-            def mixed(input, target):
-                target = soft_target(target, self.num_classes, self.smoothing)
-                mixture = mix_target(target, partners[copy], shares[copy])
-                return cutmix(input, partners[copy], boxes[copy]), mixture, shares[copy]
-
-            return mixed
-
-        return [apply(copy) for copy in range(num_copies)]
+        return copies_of(cutmix, partners, boxes, shares, num_classes=self.num_classes, smoothing=self.smoothing)
 
 
 class Mixup:
@@ -183,20 +192,11 @@ class Mixup:
     def draw(self, rng, num_copies, input):
         """See `CutMix.draw`."""
         size = (num_copies, len(input))
-        shares = rng.beta(self.alpha, self.alpha, size=size) if self.alpha > 0 else np.ones(size)
+        shares = rng.beta(self.alpha, self.alpha, size=size)
         shares[rng.random(size) >= self.prob] = 1
         shares = onto(input.device, shares, torch.float32)
         partners = onto(input.device, draw_partners(rng, *size))
-
-        def apply(copy):
-            def mixed(input, target):
-                target = soft_target(target, self.num_classes, self.smoothing)
-                mixture = mix_target(target, partners[copy], shares[copy])
-                return mixup(input, partners[copy], shares[copy]), mixture, shares[copy]
-
-            return mixed
-
-        return [apply(copy) for copy in range(num_copies)]
+        return copies_of(mixup, partners, shares, shares, num_classes=self.num_classes, smoothing=self.smoothing)
 
 
 class Cutout:
@@ -211,7 +211,7 @@ class Cutout:
         self.size, self.prob = size, prob
 
     def draw(self, rng, num_copies, input):
-        """See `CutMix.draw`; the targets stay as they are."""
+        """See `CutMix.draw`; the targets stay as they are, the shares are None."""
         boxes = draw_squares(rng, (num_copies, len(input)), self.size, *input.shape[-2:])
         boxes[rng.random(boxes.shape[:-1]) >= self.prob] = 0
         boxes = onto(input.device, boxes)
@@ -237,7 +237,7 @@ class GaussianNoise:
         self.sigma = sigma
 
     def draw(self, rng, num_copies, input):
-        """See `CutMix.draw`; the targets stay as they are."""
+        """See `CutMix.draw`; the targets stay as they are, the shares are None."""
         seeds = rng.integers(2**63, size=num_copies).tolist()
 
         def apply(seed):

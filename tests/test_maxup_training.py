@@ -1,39 +1,26 @@
 """MaxUp through train.py: with what timm offers, through phases and resuming, on two ranks, with frozen batch-norm."""
 
-import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm.task.distillation
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from timm import create_model
-from timm.loss import SoftTargetCrossEntropy
-from torch import nn
 from training_case import (
     CLASSES,
-    assert_close,
     assert_equal,
     follow_log,
-    gradients_at_updates,
-    make_batches,
-    make_engine,
     make_model,
     make_task,
     read_checkpoint,
     read_summary,
-    sum_of,
     train_args,
 )
 
 from regaug.errors import OptionError
-from regaug.maxup import MaxUp
 from regaug.methods import create_selector
-from regaug.mix import CutMix, GaussianNoise
 from regaug.phases import phase_at
-from regaug.scoring import Scorer
 from regaug.task import create_criterion
 
 MAXUP = ('--maxup', 3, '--maxup-warmup-epochs', 0, '--epochs', 1)
@@ -322,158 +309,6 @@ def test_the_warm_up_is_the_run_with_one_copy(train):
     assert_equal(*states)
     losses = [read_summary(run)[1]['train_loss'] for run in (four, one)]
     assert float(losses[0]) > float(losses[1])
-
-
-# --- two ranks ----------------------------------------------------------------------------------------------------
-
-RANKS = 2
-CASES = {'one micro-batch': 1, 'two micro-batches': 2}
-
-
-def train_rank(case, rank, world_size=1):
-    """An epoch of 4 batches, the same on all ranks; what was chosen, and the gradients of each update."""
-    torch.manual_seed(1)
-    model = make_model()
-    task = make_task(model, SoftTargetCrossEntropy(), rank=rank)
-    stages = [
-        CutMix(alpha=1.0, prob=1.0, num_classes=CLASSES, smoothing=0.1),
-        GaussianNoise(sigma=torch.full((3,), 0.1)),
-    ]
-    selector = MaxUp(stages, num_copies=3, scorer=Scorer(task), seed=42)
-    chosen = []
-
-    def noting(input, target, key):
-        chosen.append(selector(input, target, key))
-        return chosen[-1]
-
-    task.selector = noting
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    seen = gradients_at_updates(optimizer, model)
-    options = ['--grad-accum-steps', CASES[case]]
-    engine = make_engine(task, optimizer, *options, rank=rank, world_size=world_size)
-    if world_size > 1:
-        task.prepare_distributed(device_ids=None)
-    figures = engine.train_one_epoch(0, make_batches(4, seed=9))
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
-    return {
-        'gradients': seen,
-        'figures': dict(figures),
-        'chosen': [(input, target) for input, target, _ in chosen],
-        'buffers': buffers,
-    }
-
-
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=RANKS)
-    results = {case: train_rank(case, rank, world_size=RANKS) for case in CASES}
-    torch.save(results, f'{folder}/{rank}.pt')
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope='module')
-def ranks(tmp_path_factory):
-    """What both ranks saw, by rank."""
-    folder = tmp_path_factory.mktemp('ranks')
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(RANKS)]
-
-
-@pytest.mark.parametrize('case', CASES)
-def test_gradients_are_the_mean_of_single_processes(case, ranks):
-    alone = [train_rank(case, rank) for rank in range(RANKS)]
-    assert len(alone[0]['gradients']) == 4 / CASES[case]
-    for update, single in enumerate(zip(*(run['gradients'] for run in alone), strict=True)):
-        mean = {name: value / RANKS for name, value in sum_of(*single).items()}
-        for rank in range(RANKS):
-            assert_close(ranks[rank][case]['gradients'][update], mean)
-        with pytest.raises(AssertionError):
-            assert_close(single[0], mean, tolerance=1e-2)
-    mean = {name: (alone[0]['figures'][name] + alone[1]['figures'][name]) / 2 for name in alone[0]['figures']}
-    for rank in range(RANKS):
-        assert ranks[rank][case]['figures'] == pytest.approx(mean, rel=1e-5)
-        assert_equal(ranks[rank][case]['chosen'], alone[rank]['chosen'])
-
-
-@pytest.mark.parametrize('case', CASES)
-def test_ranks_draw_different_augmentations_of_the_same_images(case, ranks):
-    first, second = (ranks[rank][case]['chosen'] for rank in range(RANKS))
-    assert len(first) == 4
-    for (image, label), (other_image, other_label) in zip(first, second, strict=True):
-        assert not (image == other_image).flatten(1).all(dim=1).any()
-        assert not torch.equal(label, other_label)
-
-
-# --- frozen batch-norm --------------------------------------------------------------------------------------------
-
-
-def batch_norm_entries(model):
-    """Names of all parameters and buffers of batch-norm layers in a state dict."""
-    layers = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    return {name for name in model.state_dict() if name.rpartition('.')[0] in layers}
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-    """Weights of a network whose batch-norm layers all have statistics and parameters of their own."""
-    torch.manual_seed(8)
-    model = make_model('test_efficientnet', dtype=torch.float32)
-    for _ in range(5):
-        model(torch.randn(8, 3, 32, 32))
-    path = tmp_path_factory.mktemp('finished') / 'weights.pth'
-    torch.save(model.state_dict(), path)
-    return path
-
-
-@pytest.mark.parametrize(
-    'options',
-    [
-        ['--maxup', 3],
-        ['--maxup', 3, '--channels-last', '--grad-accum-steps', 2],
-        pytest.param(['--maxup', 3, '--torchcompile', 'eager'], marks=pytest.mark.slow),
-        ['--opt', 'adamw', '--weight-decay', 0.1, '--model-ema', '--model-ema-decay', 0.5],
-        ['--maxup', 2, '--gradaug', 2, '--refine-epochs', 1],
-        ['--sched', 'none', '--clip-grad', 1.0, '--no-prefetcher'],
-    ],
-)
-@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
-def test_frozen_batch_norm_stays_and_everything_else_trains(options, train, finished, caplog):
-    log = follow_log(caplog)
-    tuning = ['--model', 'test_efficientnet', '--initial-checkpoint', finished, '--freeze-bn', '--lr', 0.01]
-    folder = train(*tuning, *options)
-    start = torch.load(finished, weights_only=True)
-    model = create_model('test_efficientnet', num_classes=CLASSES)
-    frozen, last = batch_norm_entries(model), folder / 'last.pth.tar'
-    assert f'{len(frozen) // 5} batch-norm layers are frozen' in log.text
-    saved = read_checkpoint(last)
-    assert list(saved['state_dict']) == list(model.state_dict())
-    for key in [key for key in ('state_dict', 'state_dict_ema') if key in saved]:
-        for name, value in saved[key].items():
-            assert torch.equal(value, start[name]) == (name in frozen), name
-    loaded = create_model('test_efficientnet', num_classes=CLASSES, checkpoint_path=str(last))  # strictly
-    assert_equal(dict(loaded.state_dict()), dict(saved.get('state_dict_ema', saved['state_dict'])))
-    if '--maxup' in options:
-        assert float(read_summary(folder)[0]['train_maxup_passes']) == float(options[1])  # fine-tuning: no warm-up
-
-
-def test_without_the_option_batch_norm_trains(train, finished):
-    folder = train('--model', 'test_efficientnet', '--initial-checkpoint', finished, '--lr', 0.01, '--maxup', 3)
-    start, saved = torch.load(finished, weights_only=True), read_checkpoint(folder / 'last.pth.tar')['state_dict']
-    unchanged = [name for name, value in saved.items() if torch.equal(value, start[name])]
-    assert [name for name in unchanged if not name.endswith('bias')] == []  # which a later layer may take away
-
-
-@pytest.mark.parametrize('options', [[], ['--maxup', 2, '--maxup-warmup-epochs', 0]])
-def test_freezing_what_a_model_does_not_have_is_warned_about(options, train, caplog):
-    log = follow_log(caplog)
-    model = ['--model', 'test_vit', '--model-kwargs', 'img_size=32']
-    frozen = train(*model, '--freeze-bn', '--epochs', 1, *options, experiment='frozen')
-    [warning] = [record for record in log.records if '--freeze-bn' in record.message]
-    assert warning.levelno == logging.WARNING
-    assert '--freeze-bn has no effect: --model test_vit has no batch-norm' in warning.message
-    free = train(*model, '--epochs', 1, *options, experiment='free')
-    states = [read_checkpoint(run / 'last.pth.tar')['state_dict'] for run in (frozen, free)]
-    assert_equal(*states)
 
 
 # --- Weights & Biases ---------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """UADA through train.py: what the loader delivers, with what timm offers, through phases and resuming, on two ranks."""
 
 import contextlib
-import copy
 import json
 import os
 import subprocess
@@ -12,38 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 import wandb
-from data_case import as_bytes, noise_images, noise_set
 from timm import create_model
-from torch import nn
 from training_case import (
     CLASSES,
-    CPU,
-    assert_close,
     assert_equal,
     assert_same_training,
     follow_log,
-    gradients_at_updates,
-    make_engine,
     make_model,
     make_task,
     read_checkpoint,
     read_summary,
-    sum_of,
     train_args,
 )
 
-from regaug.augmentation import Augmentation
-from regaug.loaders import TrainLoader
 from regaug.methods import create_selector
 from regaug.operators import OPERATORS
 from regaug.phases import phase_at
-from regaug.samples import training_samples
-from regaug.scoring import Scorer
 from regaug.task import RegAugTask
-from regaug.uada import UADA
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 ALL = ('--uada-groups', 'crop', 'flip', 'policy', 'cutout', '--pad-crop', 4)
@@ -67,115 +52,6 @@ def assert_figures_make_sense(row, passes=8):
     assert sum(value for name, value in values.items() if name.startswith('uada_level/')) == pytest.approx(1, abs=1e-5)
     operators = sum(value for name, value in values.items() if name.startswith('uada_operator/'))
     assert 0 < operators <= 1 + 1e-5
-
-
-# --- what the loader delivers -------------------------------------------------------------------------------------
-
-
-def delivered(epoch, *options, size=(32, 32), img_dtype=torch.float32, images=None):
-    """The images of an epoch [N, 3, H, W] as the loop gets them, in the order of their labels."""
-    images = noise_images(16, *size) if images is None else images
-    dataset = noise_set(len(images))
-    dataset.images, dataset.labels = images, np.arange(len(images))
-    config = {'input_size': (3, 32, 32), 'interpolation': 'bicubic', 'mean': MEAN, 'std': STD, 'crop_pct': 1.0}
-    args = train_args('--num-classes', len(images), '--batch-size', 8, '--workers', 0, '--warmup-epochs', 0, *options)
-    data = TrainLoader(training_samples(dataset), config, device=CPU, img_dtype=img_dtype, num_classes=len(images))
-    data.use(phase_at(epoch, args))
-    batches = [(input.clone(), target.clone()) for input, target in data.loader]
-    order = torch.cat([target for _, target in batches]).argsort()
-    return torch.cat([input for input, _ in batches])[order]
-
-
-REFINED = ('--uada', *PLAIN, '--epochs', 1, '--refine-epochs', 1)
-
-
-@pytest.mark.parametrize('fetch', [[], ['--no-prefetcher']])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_in_the_main_phase_images_come_as_they_are_on_disk_divided_by_255(fetch, dtype):
-    images = noise_images(16)
-    input = delivered(0, *REFINED, *ALL, *fetch, images=images, img_dtype=dtype)
-    assert input.dtype == torch.float32  # whatever the model's number format
-    assert_equal((input * 255).round().to(torch.uint8), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
-    assert input.max() <= 1 and (input * 255 - (input * 255).round()).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize('fetch', [[], ['--no-prefetcher']])
-def test_in_refinement_images_are_normalised_cropped_and_flipped_as_without_uada(fetch):
-    options = (*REFINED[1:], '--hflip', 0.5, '--pad-crop', 4, *fetch)
-    torch.manual_seed(3)
-    input = delivered(1, '--uada', *ALL, *options)
-    torch.manual_seed(3)
-    assert_equal(input, delivered(1, *options))
-    pixels = input * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    original = torch.from_numpy(noise_images(16)).permute(0, 3, 1, 2) / 255
-    centre = pixels[:, :, 12:20, 12:20]
-    shifts, flips = set(), 0
-    for sample, image in zip(centre, original):
-        places = [
-            (row, column, flipped)
-            for flipped, source in ((False, image), (True, image.flip(-1)))
-            for row in range(-4, 5)
-            for column in range(-4, 5)
-            if (source[:, 12 + row : 20 + row, 12 + column : 20 + column] - sample).abs().max() < 1e-3
-        ]
-        [(row, column, flipped)] = places
-        shifts.add((row, column))
-        flips += flipped
-    assert len(shifts) > 8
-    assert 1 <= flips <= 15
-
-
-@pytest.mark.parametrize('groups', [['crop', 'policy'], ['flip'], ['policy'], ['crop', 'flip', 'cutout']], ids='+'.join)
-def test_the_loader_leaves_out_the_crop_and_the_flip_that_adapt_and_keeps_the_others(groups):
-    images = noise_images(16)
-    original = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    options = ('--uada', '--uada-groups', *groups, '--color-jitter', 0, '--hflip', 1.0, '--pad-crop', 4)
-    input = delivered(0, *options, '--epochs', 1, images=images)
-    if 'flip' not in groups:
-        input = input.flip(-1)
-    unmoved = (input - original).abs().amax(dim=(1, 2, 3)) < 1e-5
-    assert unmoved.all() if 'crop' in groups else unmoved.sum() <= 3
-
-
-@pytest.mark.parametrize('size', [(40, 56), (24, 24), (32, 50)])
-def test_images_of_other_sizes_arrive_in_that_of_training_with_the_crop_left_to_uada(size):
-    """They are resized to the smallest size that holds the training size; the rest is cut off, black is never added."""
-    images = np.full((8, *size, 3), 200, dtype=np.uint8)
-    input = delivered(0, *REFINED, *ALL, images=images)
-    assert input.shape == (8, 3, 32, 32)
-    assert (input - 200 / 255).abs().max() < 1e-5
-
-
-def test_noise_of_the_data_is_delivered_bytewise():
-    images = noise_images(8)
-    assert np.array_equal(as_bytes(delivered(0, *REFINED, *ALL, images=images) * 255), images)
-
-
-@pytest.mark.parametrize('groups', [('policy',), ('crop', 'flip', 'policy', 'cutout')], ids='+'.join)
-def test_what_the_model_trains_on_is_normalised(groups):
-    """White images: whatever is neither filled nor changed is (1 - mean) / std."""
-    args = train_args('--num-classes', CLASSES, '--uada', '--uada-groups', *groups, '--pad-crop', 4)
-    task = make_task(make_model(dtype=torch.float32))
-    config = {'input_size': (3, 32, 32), 'mean': MEAN, 'std': STD}
-    selector = create_selector(phase_at(0, args).options, task, config)
-    chosen, _, _ = selector(torch.ones(32, 3, 32, 32), torch.arange(32) % CLASSES, (0, 0, 0))
-    for channel, (mean, std) in enumerate(zip(MEAN, STD)):
-        values, counts = chosen[:, channel].unique(return_counts=True)
-        assert values[counts.argmax()].item() == pytest.approx((1 - mean) / std, abs=1e-5)
-        assert values.min().item() >= (0 - mean) / std - 1e-5
-        assert values.max().item() <= (1 - mean) / std + 1e-5
-        if 'cutout' in groups:
-            assert values.min().item() == pytest.approx((0 - mean) / std, abs=1e-5)
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-def test_one_mean_serves_all_channels(channels):
-    """As in timm: `--mean 0.5` for a model with three channels."""
-    args = train_args('--num-classes', CLASSES, '--uada', '--uada-groups', 'flip', '--uada-epsilon', 0)
-    config = {'input_size': (channels, 8, 8), 'mean': (0.5,), 'std': (0.25,)}
-    selector = create_selector(phase_at(0, args).options, make_task(nn.Identity()), config)
-    chosen, _, _ = selector(torch.ones(4, channels, 8, 8), torch.zeros(4, dtype=torch.int64), (0, 0, 0))
-    assert_equal(chosen, torch.full((4, channels, 8, 8), 2.0))
 
 
 # --- together with --------------------------------------------------------------------------------------------------
@@ -399,111 +275,3 @@ def test_two_runs_with_the_same_seed_are_the_same_and_with_another_one_are_not(t
     assert_same_training(runs[1], runs[0])
     losses = [read_summary(run)[0]['train_loss'] for run in runs]
     assert losses[0] == losses[1] != losses[2]
-
-
-# --- two ranks ----------------------------------------------------------------------------------------------------
-
-RANKS = 2
-CASES = {  # micro-batches per update, further arguments of UADA
-    'exact': (1, {}),
-    'exact, accumulated': (2, {}),
-    'reuse': (2, {'reuse': True}),
-}
-
-
-def raw_batches(count=4, size=4):
-    """The same batches for all ranks: images in [0, 1] with 8 bits, labels."""
-    generator = torch.Generator().manual_seed(9)
-    return [
-        (
-            torch.randint(256, (size, 3, 32, 32), generator=generator) / 255,
-            torch.randint(CLASSES, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
-
-
-def train_rank(case, rank, world_size=1):
-    """An epoch of 4 batches; what was chosen, the gradients of each update, figures and buffers."""
-    accum, kwargs = CASES[case]
-    torch.manual_seed(1)
-    model = make_model()
-    task = make_task(model, rank=rank)
-    groups = ('crop', 'flip', 'policy', 'cutout')
-    augmentation = Augmentation(groups, mean=MEAN, std=STD, dtype=torch.float64, cutout_size=8)
-    selector = UADA(augmentation, scorer=Scorer(task), seed=42, **kwargs)
-    chosen = []
-
-    def noting(input, target, key):
-        chosen.append((selector(input, target, key), key))
-        return chosen[-1][0]
-
-    task.selector = noting
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    seen = gradients_at_updates(optimizer, model)
-    engine = make_engine(task, optimizer, '--grad-accum-steps', accum, rank=rank, world_size=world_size)
-    if world_size > 1:
-        task.prepare_distributed(device_ids=None)
-    figures = engine.train_one_epoch(0, raw_batches())
-    return {
-        'gradients': seen,
-        'figures': dict(figures),
-        'chosen': [input for (input, _, _), _ in chosen],
-        'keys': [key for _, key in chosen],
-    }
-
-
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=RANKS)
-    results = {case: train_rank(case, rank, world_size=RANKS) for case in CASES}
-    torch.save(results, f'{folder}/{rank}.pt')
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope='module')
-def ranks(tmp_path_factory):
-    """What both ranks saw, by rank."""
-    folder = tmp_path_factory.mktemp('ranks')
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(RANKS)]
-
-
-@pytest.mark.parametrize('case', CASES)
-def test_gradients_and_figures_are_the_mean_of_single_processes(case, ranks):
-    alone = [train_rank(case, rank) for rank in range(RANKS)]
-    assert len(alone[0]['gradients']) == 4 / CASES[case][0]
-    for update, single in enumerate(zip(*(run['gradients'] for run in alone), strict=True)):
-        mean = {name: value / RANKS for name, value in sum_of(*single).items()}
-        for rank in range(RANKS):
-            assert_close(ranks[rank][case]['gradients'][update], mean)
-        with pytest.raises(AssertionError):
-            assert_close(single[0], mean, tolerance=1e-2)  # the ranks' own gradients differ
-    mean = {name: (alone[0]['figures'][name] + alone[1]['figures'][name]) / 2 for name in alone[0]['figures']}
-    for rank in range(RANKS):
-        assert ranks[rank][case]['figures'] == pytest.approx(mean, rel=1e-5, abs=1e-7)
-        assert_equal(ranks[rank][case]['chosen'], alone[rank]['chosen'])
-
-
-@pytest.mark.parametrize('case', CASES)
-def test_ranks_and_micro_batches_draw_different_augmentations_of_the_same_images(case, ranks):
-    first, second = (ranks[rank][case]['chosen'] for rank in range(RANKS))
-    assert len(first) == 4
-    for images, others in zip(first, second, strict=True):
-        assert not (images == others).flatten(1).all(dim=1).any()
-    keys = [tuple(key) for rank in range(RANKS) for key in ranks[rank][case]['keys']]
-    assert len(set(keys)) == len(keys) == 8
-    assert {rank for _, rank, _ in keys} == {0, 1}
-
-
-def test_the_forward_of_the_task_trains_on_the_choice():
-    """In any loop written for timm's tasks: `forward` alone gives loss and gradient of the chosen images."""
-    torch.manual_seed(1)
-    model = make_model()
-    task = make_task(model)
-    augmentation = Augmentation(('policy', 'cutout'), mean=MEAN, std=STD, dtype=torch.float64, cutout_size=8)
-    task.selector = UADA(augmentation, scorer=Scorer(task), seed=42)
-    [(input, target)] = raw_batches(1, size=8)
-    chosen, _, _ = task.selector(input, target, (0, 0, 0))
-    expected = nn.functional.cross_entropy(copy.deepcopy(model)(chosen), target)
-    torch.testing.assert_close(task(input, target)['loss'], expected)
