@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from maxup_case import LABELS, candidates_of, losses_of, rows_of
 from timm import create_model
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from training_case import (
-    CLASSES,
     assert_equal,
     make_batches,
     make_droppy_model,
@@ -25,7 +25,6 @@ from regaug.mix import CutMix, Cutout, GaussianNoise, Mixup
 from regaug.scoring import Scorer, worst_of
 from regaug.task import RegAugTask
 
-LABELS = dict(num_classes=CLASSES, smoothing=0.1)
 STAGES = {
     'cutmix': lambda: [CutMix(alpha=1.0, prob=1.0, **LABELS)],
     'mixup': lambda: [Mixup(alpha=1.0, prob=0.8, **LABELS)],
@@ -49,38 +48,6 @@ def selecting_task(model, stages, *, copies=4, criterion=None, seed=42, rank=0, 
     task.freeze_bn = freeze_bn
     task.selector = MaxUp(stages, num_copies=copies, scorer=Scorer(task), seed=seed, **kwargs)
     return task.train()
-
-
-def candidates_of(task, input, target, key):
-    """The candidates that MaxUp scores for a key, as (input, target), and what it returns."""
-    seen, scorer = [], task.selector.scorer
-
-    def watching(input, target):
-        seen.append((input.clone(), target.clone()))
-        return scorer(input, target)
-
-    watching.task = task
-    watched = copy.copy(task.selector)
-    watched.scorer = watching
-    return seen, watched(input, target, key)
-
-
-def losses_of(model, criterion, candidates):
-    """Losses [m, B] of candidates, each scored by a fresh copy of the model from the same random state."""
-    state, losses = torch.get_rng_state(), []
-    for image, label in candidates:
-        torch.set_rng_state(state)
-        output = copy.deepcopy(model)(image).detach()
-        losses.append(torch.stack([criterion(output[[row]], label[[row]]) for row in range(len(label))]))
-    torch.set_rng_state(state)
-    return torch.stack(losses)
-
-
-def rows_of(candidates, numbers):
-    """Row b of candidate numbers[b], for images and labels."""
-    return [
-        torch.stack([candidates[number][part][row] for row, number in enumerate(numbers.tolist())]) for part in (0, 1)
-    ]
 
 
 # --- the choice ---------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """MaxUp over views: the loader delivers several versions of each image, MaxUp keeps the worst."""
 
-import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from data_case import BYTES_CONFIG, MemoryDataset, as_bytes, make_train_data, noise_images, noise_set
+from maxup_case import LABELS, candidates_of, losses_of, rows_of
 from torchvision import transforms
 from training_case import (
     CLASSES,
@@ -21,41 +21,6 @@ from regaug.mix import CutMix
 from regaug.phases import phase_at
 from regaug.samples import Views
 from regaug.task import create_criterion
-
-LABELS = dict(num_classes=CLASSES, smoothing=0.1)
-
-
-def candidates_of(task, input, target, key):
-    """The candidates that MaxUp scores for a key, as (input, target), and what it returns."""
-    seen, scorer = [], task.selector.scorer
-
-    def watching(input, target):
-        seen.append((input.clone(), target.clone()))
-        return scorer(input, target)
-
-    watching.task = task
-    watched = copy.copy(task.selector)
-    watched.scorer = watching
-    return seen, watched(input, target, key)
-
-
-def losses_of(model, criterion, candidates):
-    """Losses [m, B] of candidates, each scored by a fresh copy of the model from the same random state."""
-    state, losses = torch.get_rng_state(), []
-    for image, label in candidates:
-        torch.set_rng_state(state)
-        output = copy.deepcopy(model)(image).detach()
-        losses.append(torch.stack([criterion(output[[row]], label[[row]]) for row in range(len(label))]))
-    torch.set_rng_state(state)
-    return torch.stack(losses)
-
-
-def rows_of(candidates, numbers):
-    """Row b of candidate numbers[b], for images and labels."""
-    return [
-        torch.stack([candidates[number][part][row] for row, number in enumerate(numbers.tolist())]) for part in (0, 1)
-    ]
-
 
 AS_THEY_ARE = ('--hflip', 0, '--color-jitter', 0, '--scale', 1, 1, '--ratio', 1, 1)
 VIEWS = ('--maxup', 3, '--maxup-aug', 'views', '--maxup-warmup-epochs', 0, '--epochs', 4, '--warmup-epochs', 0)
