@@ -13,16 +13,16 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 
 from regaug import cli, options
-from regaug.checkpoints import find_newest
-from regaug.dry_run import dry_run
-from regaug.engine import mean_lr
+from regaug.device import reseed_epoch
 from regaug.errors import OptionError
-from regaug.interrupt import Diverged, Interrupted
-from regaug.phases import phase_at
-from regaug.report import is_evaluated
-from regaug.run import Run
-from regaug.runtime import reseed_epoch
-from regaug.summary import epoch_row
+from regaug.training.checkpoints import find_newest
+from regaug.training.dry_run import dry_run
+from regaug.training.engine import mean_lr
+from regaug.training.interrupt import Diverged, Interrupted
+from regaug.training.phases import phase_at
+from regaug.training.report import is_evaluated
+from regaug.training.run import Run
+from regaug.training.summary import epoch_row
 
 _logger = logging.getLogger('train')
 

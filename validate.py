@@ -12,13 +12,13 @@ import torch
 from timm.utils import random_seed
 
 from regaug import cli
-from regaug.bulk import find_jobs, validate_all, with_retry
-from regaug.inference import build_model, fit_to_input, num_parameters, prepare, set_backends
+from regaug.device import Precision
 from regaug.options import parse_validate
-from regaug.results import check_results_file, print_results, result_row, write_results
-from regaug.runtime import Precision
-from regaug.validation import EvaluationData, evaluate, warm_up
-from regaug.widths import networks_at_widths
+from regaug.validation.bulk import find_jobs, validate_all, with_retry
+from regaug.validation.loop import EvaluationData, evaluate, warm_up
+from regaug.validation.model import build_model, fit_to_input, num_parameters, prepare, set_backends
+from regaug.validation.results import check_results_file, print_results, result_row, write_results
+from regaug.validation.widths import networks_at_widths
 
 
 def main(argv=None):

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from regaug.data.loaders import mixing_active
 from regaug.errors import OptionError
-from regaug.loaders import mixing_active
 from regaug.options import parse_train
-from regaug.phases import phase_at
-from regaug.run import Run
+from regaug.training.phases import phase_at
+from regaug.training.run import Run
 
 _BATCHES = 4  # different ones, used over and over
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from regaug.slimmable import SlimmablePlan, Twin, calibrate
-from tests.slimmable_oracle import (
+from tests.helpers.slimmable_oracle import (
     gradient_errors,
     make_generic,
     relative_error,

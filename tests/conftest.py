@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_case import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, train_argv
 
 import train as train_script
+from tests.helpers.training import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, train_argv
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # sums in another order are other numbers

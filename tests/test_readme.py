@@ -8,13 +8,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from commands_case import ROOT, commands, our_commands, script_of, shell_blocks, with_existing_files
-from conftest import process_environment
 from torch.distributed.run import get_args_parser as torchrun_parser
-from training_case import read_summary
 
 from regaug.options import parse_train, parse_validate, train_parser, validate_parser
 from regaug.options.tables import OWN_TRAIN, OWN_VALIDATE
+from tests.conftest import process_environment
+from tests.helpers.commands import ROOT, commands, our_commands, script_of, shell_blocks, with_existing_files
+from tests.helpers.training import read_summary
 
 OPTION = re.compile(r'(?<![\w-])--[a-z][a-z0-9-]*')
 

@@ -1,0 +1,94 @@
+"""`--dry-run`: build everything, run two updates and one evaluation batch, say what a run would be, write nothing."""
+
+import logging
+import resource
+import sys
+from collections import Counter
+from datetime import timedelta
+from itertools import islice
+
+from regaug.training.phases import phase_at
+from regaug.training.report import count_evaluations, peak_memory
+
+_logger = logging.getLogger('train')
+_UPDATES = 2
+
+
+class FirstBatches:
+    """The first batches of a loader, as a loader."""
+
+    def __init__(self, loader, num_batches):
+        self.loader = loader
+        self.num_batches = min(num_batches, len(loader))
+        self.dataset = loader.dataset
+        self.sampler = loader.sampler
+        self.batch_sampler = loader.batch_sampler
+
+    def __len__(self):
+        return self.num_batches
+
+    def __iter__(self):
+        return islice(iter(self.loader), self.num_batches)
+
+
+def dry_run(run):
+    """Try a built `run.Run` and print model, data, schedule, phases, memory, time per update and the estimated end.
+
+    Returns:
+        Exit status 0.
+    """
+    args = run.args
+    epoch = typical_epoch(run)
+    run.start_phase(phase_at(epoch, args))
+    loader = run.train_data.loader
+    batches = FirstBatches(loader, _UPDATES * args.grad_accum_steps)
+    metrics = run.engine.train_one_epoch(epoch, batches, run.train_data.mixup_fn)
+    seconds = run.report.last_record.update_time.val
+    lines = [f'loss after {_UPDATES} updates {metrics["loss"]:.4g}']
+    eval_seconds = 0.0
+    if run.eval_loader is not None:
+        run.engine.evaluate(FirstBatches(run.eval_loader, 1), run.eval_model)
+        eval_seconds = run.report.eval_seconds.val * len(run.eval_loader)
+    updates = -(-len(loader) // args.grad_accum_steps)
+    epochs = run.num_epochs - run.start_epoch
+    evaluations = count_evaluations(args, run.start_epoch, run.num_epochs)
+    total = epochs * updates * seconds + evaluations * eval_seconds
+    lines += [
+        f'{len(run.train_set)} training images, {len(run.eval_set) if run.eval_set is not None else 0} for evaluation',
+        f'input {tuple(run.data_config["input_size"])}, batch {args.batch_size} x {args.world_size} ranks x '
+        f'{args.grad_accum_steps} accumulated, {updates} updates per epoch',
+        f'epochs {run.start_epoch} to {run.num_epochs - 1}, {args.opt} lr {args.lr:g}, {args.sched} schedule',
+        *phase_lines(run),
+        f'{seconds:.3f} s per update, {eval_seconds:.1f} s per evaluation{peak_memory() or peak_resident()}',
+        f'estimated time {timedelta(seconds=round(total))}',
+    ]
+    if run.primary:
+        for line in lines:
+            _logger.info(f'Dry run: {line}')
+    return 0
+
+
+def typical_epoch(run):
+    """The first epoch of the phase that makes most of the run: a warm-up costs less than what follows."""
+    phases = [phase_at(epoch, run.args) for epoch in range(run.start_epoch, run.num_epochs)]
+    kinds = [(phase.name, phase.gradaug) for phase in phases]
+    return run.start_epoch + kinds.index(Counter(kinds).most_common(1)[0][0]) if kinds else run.start_epoch
+
+
+def peak_resident():
+    """Peak memory of this process on the CPU, libraries included."""
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return f'  Mem: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB'
+
+
+def phase_lines(run):
+    """One line for each phase: its epochs and what is off."""
+    lines, start, previous = [], run.start_epoch, None
+    for epoch in range(run.start_epoch, run.num_epochs + 1):
+        phase = phase_at(epoch, run.args) if epoch < run.num_epochs else None
+        if previous is not None and (phase is None or phase.name != previous.name):
+            off = f', without {", ".join(previous.switched_off)}' if previous.switched_off else ''
+            lines.append(f'phase {previous.name}: epochs {start} to {epoch - 1}{off}')
+            start = epoch
+        previous = phase
+    return lines

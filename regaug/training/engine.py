@@ -1,0 +1,306 @@
+"""The training and evaluation loops: the only place that knows backward, accumulation and DDP synchronisation."""
+
+import math
+import time
+from collections import OrderedDict
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from timm.task import evaluation_sample_limit
+from timm.utils import AverageMeter, reduce_tensor
+
+from regaug.training.averages import FULL, TermAverages, TermClock
+from regaug.training.interrupt import Diverged, Interrupted
+
+
+def accumulation(batch_idx, num_batches, grad_accum_steps):
+    """Which micro-batches share an update.
+
+    Args:
+        batch_idx: micro-batch of the epoch, from 0.
+        num_batches: micro-batches of the epoch; if they are no multiple of `grad_accum_steps` the rest is one update.
+        grad_accum_steps: micro-batches per update.
+
+    Returns:
+        (group_size, completes): micro-batches in this one's update, and whether this one is the last of them.
+    """
+    tail = num_batches % grad_accum_steps
+    if num_batches - tail <= batch_idx < num_batches:
+        return tail, batch_idx == num_batches - 1
+    return grad_accum_steps, (batch_idx + 1) % grad_accum_steps == 0
+
+
+def updates_per_epoch(loader, grad_accum_steps):
+    return math.ceil(len(loader) / grad_accum_steps)
+
+
+@dataclass
+class UpdateRecord:
+    """What there is to tell about an update at a log interval.
+
+    Attributes:
+        loss: the first term's loss, averaged over the ranks.
+        terms: {(term, key): value} of the last micro-batch.
+        cost: time of choosing the input and of all terms relative to the first term's, in the last micro-batch.
+        samples: images of the update, over all ranks.
+        update_time, data_time: seconds per update, and of these waiting for data.
+        grad_norm: L2 norm of the gradients before clipping, or None.
+    """
+
+    epoch: int
+    update_idx: int
+    updates_per_epoch: int
+    num_updates: int
+    loss: AverageMeter
+    terms: dict
+    cost: float
+    lr: float
+    samples: int
+    update_time: AverageMeter
+    data_time: AverageMeter
+    grad_norm: float | None
+
+
+class Engine:
+    """Runs epochs of training and evaluation.
+
+    Args:
+        task: a task with `begin_update`, `choose_input` and `loss_terms` (see `task.py`).
+        updater: `runtime.Updater`.
+        args: training options.
+        device: device of the batches.
+        precision: `runtime.Precision`.
+        stop: `interrupt.StopRequest`.
+        report: gets every `UpdateRecord` (`on_update`), batch worth a picture (`on_batch`) and evaluation step.
+        scheduler: timm's learning rate scheduler, stepped after every update, or None.
+        save_recovery: function (epoch, update_idx) called every `--recovery-interval` updates, or None.
+    """
+
+    def __init__(self, task, updater, args, *, device, precision, stop, report, scheduler=None, save_recovery=None):
+        self.task = task
+        self.updater = updater
+        self.args = args
+        self.device = device
+        self.precision = precision
+        self.stop = stop
+        self.report = report
+        self.scheduler = scheduler
+        self.save_recovery = save_recovery
+        self.bad_updates = 0
+
+    def train_one_epoch(self, epoch, loader, mixup_fn=None):
+        """Train for one pass over the loader.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            loader: timm's train loader.
+            mixup_fn: timm's mixing for batches that the collate function leaves alone, or None.
+
+        Returns:
+            Averages over the epoch: `loss` (the first term's criterion), then each further term by its name.
+
+        Raises:
+            Interrupted: a signal asked for a stop; the running update is finished.
+            Diverged: the loss was not finite for `--max-bad-updates` updates in a row.
+        """
+        args, task = self.args, self.task
+        steps = args.grad_accum_steps
+        num_batches, total_updates = len(loader), updates_per_epoch(loader, steps)
+        num_updates = epoch * total_updates
+        losses, update_time, data_time = AverageMeter(), AverageMeter(), AverageMeter()
+        terms = TermAverages()
+        task.train()
+        self.updater.optimizer.zero_grad()
+        update_idx = samples = 0
+        finite = True
+        waited = 0.0
+        update_start = data_start = time.perf_counter()
+        for batch_idx, (input, target) in enumerate(loader):
+            group_size, completes = accumulation(batch_idx, num_batches, steps)
+            input, target = self._prepare(input, target, mixup_fn)
+            waited += time.perf_counter() - data_start
+            if batch_idx % steps == 0:
+                task.begin_update(num_updates)
+            clock = TermClock(self.device)
+            input, target, figures = task.choose_input(input, target)
+            clock.start_terms(chose=bool(figures))
+            batch_size = len(target)
+            terms.update(FULL, figures, batch_size)
+            scale = self._gradient_scale(loader, batch_size)
+            loss = self._backward(input, target, terms, clock, group_size=group_size, completes=completes, scale=scale)
+            losses.update(loss, batch_size)
+            finite = finite and math.isfinite(loss)
+            samples += batch_size
+            if not completes:
+                data_start = time.perf_counter()
+                continue
+
+            last = update_idx == total_updates - 1
+            log_now = last or update_idx % args.log_interval == 0
+            grad_norm = self.updater.step(measure_norm=log_now and self.report.wants_grad_norm)
+            num_updates += 1
+            task.update_ema(step=num_updates)
+            if args.synchronize_step and self.device.type == 'cuda':
+                torch.cuda.synchronize()
+            update_time.update(time.perf_counter() - update_start)
+            data_time.update(waited)
+            if log_now:
+                self.report.on_update(
+                    UpdateRecord(
+                        epoch=epoch,
+                        update_idx=update_idx,
+                        updates_per_epoch=total_updates,
+                        num_updates=num_updates,
+                        loss=self._average_over_ranks(losses),
+                        terms=terms.last_values(),
+                        cost=clock.cost(),
+                        lr=mean_lr(self.updater.optimizer),
+                        samples=samples * args.world_size,
+                        update_time=update_time,
+                        data_time=data_time,
+                        grad_norm=grad_norm,
+                    )
+                )
+                self.report.on_batch(input, target, batch_idx)
+            stop, bad_loss = self.stop.agree(bad_loss=not finite)
+            self._count_bad_update(bad_loss, losses.val)
+            if self.save_recovery and (update_idx + 1) % args.recovery_interval == 0 and not self.bad_updates:
+                self.save_recovery(epoch, update_idx)
+            if self.scheduler is not None:
+                self.scheduler.step_update(num_updates=num_updates, metric=losses.avg)
+            update_idx += 1
+            if stop and not last:
+                raise Interrupted(update_idx)
+            samples, finite, waited = 0, True, 0.0
+            update_start = data_start = time.perf_counter()
+
+        if hasattr(self.updater.optimizer, 'sync_lookahead'):
+            self.updater.optimizer.sync_lookahead()
+        return OrderedDict(loss=self._average_over_ranks(losses).avg, **terms.compute(args.world_size))
+
+    def _prepare(self, input, target, mixup_fn):
+        """Move and mix a batch where the prefetcher does not, and lay it out in memory."""
+        if self.args.no_prefetcher:
+            input = to_device(input, self.device, self.precision.input_dtype)
+            target = target.to(device=self.device)
+            if mixup_fn is not None:
+                input, target = mixup_fn(input, target)
+        if self.args.channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+        return input, target
+
+    def _backward(self, input, target, terms, clock, *, group_size, completes, scale):
+        """Run forward and backward of each loss term in turn, so that one graph is alive at a time.
+
+        Returns:
+            The first term's loss (float): the full network's criterion on this micro-batch.
+        """
+        loss_terms = self.task.loss_terms(input, target)
+        main_loss = None
+        for index, (name, term) in enumerate(loss_terms):
+            synchronise = completes and index == len(loss_terms) - 1
+            with nullcontext() if synchronise else self.task.no_sync():
+                result = term()
+                loss = result['loss']
+                if group_size > 1:
+                    loss = loss / group_size
+                self.updater.backward(loss if scale is None else loss * scale)
+            clock.mark()
+            terms.update(name, result, len(target))
+            if main_loss is None:
+                main_loss = loss.detach()
+        return main_loss.item() * group_size
+
+    def _gradient_scale(self, loader, batch_size):
+        """Factor on the gradient of a batch whose size varies, or None."""
+        args = self.args
+        if args.naflex_loader:
+            scale = relative_scale(batch_size / args.batch_size, args.naflex_loss_scale)
+            if args.distributed:
+                size = torch.tensor(batch_size, device=self.device, dtype=torch.float32)
+                scale = scale * args.world_size * batch_size / reduce_tensor(size, 1).item()
+            return scale
+        if args.variable_batch_loss_scale != 'none' and args.train_img_sizes:
+            average = loader.batch_sampler.average_batch_size
+            return relative_scale(batch_size / average, args.variable_batch_loss_scale)
+        return None
+
+    def _average_over_ranks(self, meter):
+        if self.args.world_size == 1:
+            return meter
+        values = torch.tensor([meter.val, meter.avg], device=self.device, dtype=torch.float32)
+        averaged = AverageMeter()
+        averaged.val, averaged.avg = reduce_tensor(values, self.args.world_size).tolist()
+        return averaged
+
+    def _count_bad_update(self, bad_loss, loss):
+        self.bad_updates = self.bad_updates + 1 if bad_loss else 0
+        if self.args.max_bad_updates and self.bad_updates >= self.args.max_bad_updates:
+            raise Diverged(
+                f'the loss was not finite ({loss}) in {self.bad_updates} updates in a row (--max-bad-updates '
+                f'{self.args.max_bad_updates}); a lower --lr or --clip-grad may help.'
+            )
+
+    @torch.inference_mode()
+    def evaluate(self, loader, model, *, ema=False):
+        """Evaluate a model.
+
+        Args:
+            loader: timm's evaluation loader.
+            model: the model, outside of DDP.
+            ema: it is the moving average (for the log).
+
+        Returns:
+            timm's metrics over all ranks: `loss` and, in per cent, `top1` and `top5`.
+
+        Raises:
+            Interrupted: a signal asked for a stop.
+        """
+        args = self.args
+        evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+        iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
+        batch_time = AverageMeter()
+        last_idx = len(loader) - 1
+        model.eval()
+        start = time.perf_counter()
+        for batch_idx, (input, target) in enumerate(loader):
+            input, target = self._prepare(input, target, mixup_fn=None)
+            with self.precision.autocast():
+                output = model(input)
+                if isinstance(output, (tuple, list)):
+                    output = output[0]
+                if args.tta > 1:
+                    output = output.unfold(0, args.tta, args.tta).mean(dim=2)
+                    target = target[:: args.tta]
+            evaluator.update(output, target)
+            batch_time.update(time.perf_counter() - start)
+            start = time.perf_counter()
+            if batch_idx == last_idx or batch_idx % args.log_interval == 0:
+                self.report.on_eval_batch(batch_idx, last_idx, batch_time, evaluator.summary(), ema=ema)
+            if not iterable and self.stop.agree()[0]:  # iterable data may be shared out unevenly
+                raise Interrupted(0)
+        return evaluator.compute(distributed=args.distributed)
+
+
+def mean_lr(optimizer):
+    """Learning rate averaged over the parameter groups, as timm reports it."""
+    rates = [group['lr'] for group in optimizer.param_groups]
+    return sum(rates) / len(rates)
+
+
+def relative_scale(ratio, mode):
+    """Gradient factor for a batch of `ratio` times the usual size; `mode` is `none`, `sqrt` or `linear`."""
+    return {'none': 1.0, 'sqrt': ratio**0.5, 'linear': ratio}[mode]
+
+
+def to_device(input, device, dtype):
+    """Move images, or NaFlex's dict of tensors of which only the patches are images."""
+    if isinstance(input, dict):
+        return {
+            key: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            if torch.is_tensor(value)
+            else value
+            for key, value in input.items()
+        }
+    return input.to(device=device, dtype=dtype)

@@ -1,0 +1,156 @@
+"""The model: built by timm, then put where and how it trains."""
+
+import logging
+
+import torch
+from timm import create_model
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.utils import set_jit_fuser
+from torch import nn
+
+from regaug.errors import OptionError
+from regaug.training.checkpoints import check_weights, read_weights
+
+_logger = logging.getLogger('train')
+
+
+def build_model(args):
+    """Build the model for these options by timm's factory; sets `args.num_classes` if the user did not.
+
+    Raises:
+        OptionError: when `--initial-checkpoint` or `--pretrained-path` is truncated, foreign or does not fit.
+    """
+    if args.fuser:
+        set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+    in_chans = args.in_chans if args.in_chans is not None else (args.input_size[0] if args.input_size else 3)
+    factory_kwargs = dict(
+        in_chans=in_chans,
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        scriptable=args.torchscript,
+        **args.model_kwargs,
+    )
+    if args.drop_connect is not None and args.drop_path is None:
+        factory_kwargs['drop_path_rate'] = args.drop_connect
+    if args.gradaug and args.gradaug_subnet == 'depth':
+        factory_kwargs['drop_path_rate'] = args.gradaug_depth_rate
+    weights = dict(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint)
+    if args.pretrained_path:
+        weights['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
+    for option, path in (
+        ('--initial-checkpoint', args.initial_checkpoint),
+        ('--pretrained-path', args.pretrained_path),
+    ):
+        if path and not str(path).lower().endswith(('.npz', '.npy')):
+            read_weights(path, option)
+    try:
+        model = create_model(args.model, **weights, **factory_kwargs)
+    except RuntimeError as error:
+        explain_weights(args, factory_kwargs, error)
+        raise
+    except TypeError as error:
+        if args.gradaug and args.gradaug_subnet == 'depth' and 'drop_path_rate' in str(error):
+            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.') from error
+        raise OptionError(f'--model {args.model}: {error} (--drop-path, --model-kwargs, ...)') from error
+    if args.head_init_scale is not None:
+        with torch.no_grad():
+            model.get_classifier().weight.mul_(args.head_init_scale)
+            model.get_classifier().bias.mul_(args.head_init_scale)
+    if args.head_init_bias is not None:
+        nn.init.constant_(model.get_classifier().bias, args.head_init_bias)
+    if args.num_classes is None:
+        args.num_classes = model.num_classes
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)
+        except (AssertionError, AttributeError) as error:
+            raise OptionError(f'--grad-checkpointing: --model {args.model} does not support it.') from error
+    return model
+
+
+def explain_weights(args, factory_kwargs, error):
+    """Say which weights do not fit, if that is what went wrong."""
+    if args.initial_checkpoint:
+        with torch.device('meta'):
+            model = create_model(args.model, **factory_kwargs)
+        state_dict = read_weights(args.initial_checkpoint, '--initial-checkpoint')
+        check_weights(state_dict, model, '--initial-checkpoint', args.initial_checkpoint)
+    if args.pretrained_path:
+        raise OptionError(f'--pretrained-path {args.pretrained_path}: {" ".join(str(error).split())}') from error
+
+
+def place_model(model, args, *, device, model_dtype):
+    """Convert batch-norm, move, lay out and script the model as the options say, in timm's order.
+
+    Synchronised batch-norm needs no distribution of its statistics: `args.dist_bn` is then emptied.
+    """
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    model.to(device=device, dtype=model_dtype)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.distributed and args.sync_bn:
+        args.dist_bn = ''
+        model = convert_sync_batchnorm(model)
+        _logger.info('Batch-norm is synchronised over the ranks.')
+    if args.torchscript:
+        model = torch.jit.script(model)
+    if args.freeze_bn:
+        count = freeze_batch_norm(model)
+        if count:
+            _logger.info(f'{count} batch-norm layers are frozen, statistics and parameters.')
+        else:
+            _logger.warning(f'--freeze-bn has no effect: --model {args.model} has no batch-norm.')
+    return model
+
+
+def freeze_batch_norm(model):
+    """Fix the affine parameters of batch-norm; `keep_statistics` fixes its statistics (`--freeze-bn`).
+
+    Source: MaxUp (arXiv 2002.09024, section 4.1) fine-tunes EfficientNets so.
+
+    Returns:
+        Number of layers.
+    """
+    layers = batch_norm_layers(model)
+    for layer in layers:
+        layer.requires_grad_(False)
+    return len(layers)
+
+
+def keep_statistics(model):
+    """Put batch-norm into evaluation mode, whatever the mode of the model."""
+    for layer in batch_norm_layers(model):
+        layer.eval()
+
+
+def batch_norm_layers(model):
+    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+def resolve_learning_rate(args, loader):
+    """Set `args.lr` from `--lr-base` and the global batch size, unless the user gave `--lr` (timm's rule).
+
+    Args:
+        loader: the training loader; with scheduled sizes its average batch size counts.
+    """
+    if args.lr:
+        return
+    batch_size = loader.batch_sampler.average_batch_size if args.train_img_sizes else args.batch_size
+    batch_size *= args.world_size * args.grad_accum_steps
+    ratio = batch_size / args.lr_base_size
+    if not args.lr_base_scale:
+        adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))
+        args.lr_base_scale = 'sqrt' if adaptive else 'linear'
+    args.lr = args.lr_base * (ratio**0.5 if args.lr_base_scale == 'sqrt' else ratio)
+    _logger.info(
+        f'Learning rate {args.lr:.6g}: base {args.lr_base:g} at batch size {args.lr_base_size}, '
+        f'global batch size {batch_size:g}, {args.lr_base_scale} scaling.'
+    )

@@ -1,0 +1,153 @@
+"""What a run tells: the console lines, and the same figures to Weights & Biases."""
+
+import logging
+import os
+from datetime import timedelta
+
+import torch
+from timm.utils import AverageMeter
+from torchvision.utils import save_image
+
+from regaug.training.averages import FULL
+
+_logger = logging.getLogger('train')
+_SLOW_DATA = 0.2  # share of the time
+
+
+class Report:
+    """Prints progress on the first rank and hands the figures on.
+
+    Args:
+        args: training options.
+        num_epochs: epochs of the whole run.
+        primary: this process prints.
+        output_dir: folder for `--save-images`, or None.
+        wandb_log: `wandb_log.WandbLog`, or None.
+    """
+
+    def __init__(self, args, *, num_epochs, primary, output_dir=None, wandb_log=None):
+        self.args = args
+        self.num_epochs = num_epochs
+        self.primary = primary
+        self.output_dir = output_dir
+        self.wandb_log = wandb_log
+        self.eval_seconds = AverageMeter()
+        self.phase = None
+        self.last_record = None
+        self.num_unreadable = 0
+        self.num_views = 1
+        self._picture_due = False
+        self._warned_of_data = False
+
+    @property
+    def wants_grad_norm(self):
+        return self.args.log_wandb
+
+    def start_phase(self, phase):
+        """Tell once what a new phase switches off; its first batch becomes a picture."""
+        if self.phase is None or phase.name != self.phase:
+            off = f': off from here on: {", ".join(phase.switched_off)}' if phase.switched_off else ''
+            if self.primary and (self.phase is not None or off):
+                _logger.info(f'Phase {phase.name}{off}.')
+            self._picture_due = True
+        if phase.options.num_views != self.num_views:
+            self.num_views, self._warned_of_data = phase.options.num_views, False
+        self.phase = phase.name
+
+    def on_update(self, record):
+        """Print timm's line, with the time left and, on CUDA, the peak memory."""
+        self.last_record = record
+        if not self.primary:
+            return
+        percent = 100.0 * (record.update_idx + 1) / record.updates_per_epoch
+        seconds, waiting = record.update_time, record.data_time
+        average_rate = record.samples / max(seconds.avg, 1e-9)
+        _logger.info(
+            f'Train: {record.epoch} [{record.update_idx:>4d}/{record.updates_per_epoch} ({percent:>3.0f}%)]  '
+            f'Loss: {record.loss.val:#.3g} ({record.loss.avg:#.3g})  '
+            f'Time: {seconds.val:.3f}s, {record.samples / max(seconds.val, 1e-9):>7.2f}/s  '
+            f'({seconds.avg:.3f}s, {average_rate:>7.2f}/s)  '
+            f'LR: {record.lr:.3e}  Data: {waiting.val:.3f} ({waiting.avg:.3f}){term_figures(record)}  '
+            f'Left: {timedelta(seconds=round(self.seconds_left(record)))}{peak_memory()}'
+        )
+        self._warn_of_slow_data(record)
+        if self.wandb_log is not None:
+            self.wandb_log.on_update(record, self.phase)
+
+    def seconds_left(self, record):
+        """Seconds to the end of the run, from the averages so far."""
+        epochs = self.num_epochs - record.epoch
+        updates = epochs * record.updates_per_epoch - record.update_idx - 1
+        evaluations = count_evaluations(self.args, record.epoch, self.num_epochs)
+        return updates * record.update_time.avg + evaluations * self.eval_seconds.avg
+
+    def _warn_of_slow_data(self, record):
+        share = record.data_time.sum / max(record.update_time.sum, 1e-9)
+        if share > _SLOW_DATA and record.num_updates > 10 and not self._warned_of_data:
+            self._warned_of_data = True
+            views = f' Each image is transformed {self.num_views} times.' if self.num_views > 1 else ''
+            _logger.warning(
+                f'{100 * share:.0f} % of the time goes into waiting for data; more --workers (now '
+                f'{self.args.workers}), smaller images on disk or a faster disk may help.{views}'
+            )
+
+    def on_batch(self, input, target, batch_idx):
+        """Keep pictures of a training batch: every one under `--save-images`, the first of a phase for W&B."""
+        if not self.primary:
+            return
+        if self.args.save_images and self.output_dir:
+            path = os.path.join(self.output_dir, f'train-batch-{batch_idx}.jpg')
+            save_image(input, path, padding=0, normalize=True)
+        if self._picture_due and self.wandb_log is not None and torch.is_tensor(input):
+            self.wandb_log.on_picture(input, target, self.phase)
+        self._picture_due = False
+
+    def on_unreadable(self, count):
+        """Warn when images could not be read; `count` is over the whole run, on this rank."""
+        if count > self.num_unreadable:
+            _logger.warning(f'{count} times so far an unreadable image was replaced by another one.')
+        self.num_unreadable = count
+
+    def on_eval_batch(self, batch_idx, last_idx, batch_time, metrics, *, ema):
+        if batch_idx == last_idx:
+            self.eval_seconds.update(batch_time.sum)
+        if self.primary:
+            figures = '  '.join(f'{name}: {value:>7.3f}' for name, value in metrics.items())
+            _logger.info(
+                f'Test{" (EMA)" if ema else ""}: [{batch_idx:>4d}/{last_idx}]  '
+                f'Time: {batch_time.val:.3f} ({batch_time.avg:.3f})  {figures}'
+            )
+
+    def on_epoch(self, row):
+        if self.wandb_log is not None:
+            self.wandb_log.on_epoch(row)
+
+
+def is_evaluated(args, epoch, num_epochs):
+    """True for an epoch after which there is an evaluation and a checkpoint."""
+    return (epoch + 1) % args.val_interval == 0 or epoch == num_epochs - 1
+
+
+def count_evaluations(args, first_epoch, num_epochs):
+    """Passes over the evaluation data from `first_epoch` to the end; a moving average needs one of its own."""
+    passes = 2 if args.model_ema and not args.model_ema_force_cpu else 1
+    return passes * sum(is_evaluated(args, epoch, num_epochs) for epoch in range(first_epoch, num_epochs))
+
+
+def term_figures(record):
+    """Figures of the further loss terms as part of a console line, one group for each kind of figure."""
+    groups = {}
+    for (term, key), value in record.terms.items():
+        if '/' in key:  # one of many, for the summary and W&B
+            continue
+        kind = '' if term == FULL else term.rstrip('0123456789') + ' '
+        groups.setdefault(kind + key.rstrip('0123456789'), []).append(f'{value:.3g}')
+    figures = ''.join(f'  {key}: {" ".join(values)}' for key, values in groups.items())
+    return f'{figures}  Cost: {record.cost:.2f}' if record.cost != 1.0 else figures
+
+
+def peak_memory():
+    """Peak memory of this process on CUDA as part of a console line, empty elsewhere."""
+    if not torch.cuda.is_available():
+        return ''
+    return f'  Mem: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB'

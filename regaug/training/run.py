@@ -1,0 +1,240 @@
+"""A training run: everything it consists of, built in the order in which timm's script builds it."""
+
+import logging
+import os
+from datetime import datetime
+
+from timm.data import resolve_data_config
+from timm.models import safe_model_name
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import get_outdir, random_seed
+
+from regaug.data.datasets import check_classes, create_datasets
+from regaug.data.loaders import TrainLoader, create_eval_loader
+from regaug.device import Precision, Updater, prepare_device
+from regaug.errors import OptionError
+from regaug.methods.create import (
+    attach_subnetworks,
+    check_selector,
+    create_gradaug,
+    create_manifold_mixup,
+    create_selector,
+)
+from regaug.options import args_as_yaml
+from regaug.slimmable.shapes import check_input_size
+from regaug.training.checkpoints import Resumed, Saver, find_newest, next_epoch, read_checkpoint, resume, resume_ema
+from regaug.training.engine import Engine, updates_per_epoch
+from regaug.training.interrupt import StopRequest
+from regaug.training.model import build_model, place_model, resolve_learning_rate
+from regaug.training.phases import phase_at, refine_lr, set_learning_rate
+from regaug.training.report import Report
+from regaug.training.summary import Summary, write_whole
+from regaug.training.task import create_criterion, create_task
+from regaug.training.wandb_log import WandbLog
+
+_logger = logging.getLogger('train')
+
+
+class Run:
+    """The parts of a run. The steps are called in the order in which they stand here.
+
+    Args:
+        args: training options; the steps add to them what timm's script adds.
+    """
+
+    def __init__(self, args):
+        self.args = args
+        self.config = args_as_yaml(args)
+        self.given_classes = args.num_classes is not None
+        self.output_dir = self.saver = self.summary = self.wandb_log = None
+
+    def prepare(self):
+        """Process group, device, number formats, random state."""
+        args = self.args
+        self.device = prepare_device(args)
+        self.primary = args.rank == 0
+        if not self.primary:
+            logging.getLogger().setLevel(logging.WARNING)
+        self.precision = Precision(args, self.device)
+        random_seed(args.seed, args.rank)
+
+    def build_model(self):
+        args = self.args
+        model = build_model(args)
+        self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        check_input_size(model, args, self.data_config['input_size'])
+        self.gradaug = create_gradaug(args, model, self.data_config['input_size'])
+        self.manifold_mixup = create_manifold_mixup(args, model, self.data_config['input_size'])
+        if args.naflex_loader:
+            self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
+        self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
+        if self.primary:
+            count = sum(parameter.numel() for parameter in model.parameters())
+            _logger.info(f'Model {safe_model_name(args.model)}: {count:,} parameters, {args.num_classes} classes.')
+
+    def build_data(self):
+        args = self.args
+        self.train_set, self.eval_set = create_datasets(args, self.data_config)
+        check_classes(self.train_set, self.eval_set, args.num_classes, given=self.given_classes)
+        if self.eval_set is None:
+            args.eval_metric = 'loss'
+        self.decreasing = args.eval_metric == 'loss'
+
+    def find_start(self):
+        """Name the experiment, find what to resume and the epoch to start with."""
+        args = self.args
+        size = str(self.data_config['input_size'][-1])
+        stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+        self.experiment = args.experiment or '-'.join([stamp, safe_model_name(args.model), size])
+        self.folder = os.path.join(args.output or './output/train', self.experiment)
+        if args.resume == 'auto':
+            args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
+            _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
+        resumed = Resumed(None, False)
+        if args.resume:
+            resumed = next_epoch(read_checkpoint(args.resume, '--resume', mmap=True), refine_only=not args.epochs)
+        if resumed.interrupted:
+            _logger.info(f'Epoch {resumed.epoch} was interrupted; it is repeated from its start.')
+        self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed.epoch or 0
+
+    def build_loaders(self):
+        args = self.args
+        delivery = dict(device=self.device, img_dtype=self.precision.input_dtype)
+        self.train_data = TrainLoader(self.train_set, self.data_config, num_classes=args.num_classes, **delivery)
+        self.train_data.use(phase_at(self.start_epoch, args))
+        self.eval_loader = None
+        if self.eval_set is not None:
+            self.eval_loader = create_eval_loader(args, self.eval_set, self.data_config, **delivery)
+
+    def build_task(self):
+        args = self.args
+        resolve_learning_rate(args, self.train_data.loader)
+        criterion = create_criterion(phase_at(0, args).options)
+        self.task = create_task(
+            args,
+            self.model,
+            criterion,
+            device=self.device,
+            precision=self.precision,
+            gradaug=self.gradaug,
+            manifold_mixup=self.manifold_mixup,
+        )
+        check_selector(args, self.task, self.data_config['input_size'])
+        self.optimizer = create_optimizer_v2(
+            self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
+        )
+        self.updater = Updater(
+            self.optimizer,
+            self.task,
+            loss_scaler=self.precision.loss_scaler,
+            clip_grad=args.clip_grad,
+            clip_mode=args.clip_mode,
+        )
+
+    def resume(self):
+        """Go on from a checkpoint, if there is one."""
+        args = self.args
+        if args.resume:
+            keep = not args.no_resume_opt
+            resume(
+                self.task,
+                args.resume,
+                optimizer=self.optimizer if keep else None,
+                loss_scaler=self.precision.loss_scaler if keep else None,
+                log_info=self.primary,
+            )
+
+    def wrap_model(self):
+        """Moving average, sub-networks, compilation and DDP, in this order."""
+        args = self.args
+        if args.model_ema:
+            ema_device = 'cpu' if args.model_ema_force_cpu else None
+            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
+            if args.resume:
+                resume_ema(self.task, args.resume)
+        if self.gradaug is not None:
+            backend = (args.torchcompile or 'inductor') if args.gradaug_compile else None
+            attach_subnetworks(self.gradaug, self.task, compile_backend=backend, compile_mode=args.torchcompile_mode)
+        if args.torchcompile:
+            self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+            self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+        self.eval_model = self.task.get_eval_model()
+        if args.distributed:
+            device_ids = [self.device] if self.device.type == 'cuda' else None
+            self.task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+
+    def build_schedule(self):
+        args = self.args
+        updates = updates_per_epoch(self.train_data.loader, args.grad_accum_steps)
+        self.scheduler, main_epochs = None, 0
+        if args.epochs:
+            self.scheduler, main_epochs = create_scheduler_v2(
+                self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
+            )
+        self.first_refining, self.num_epochs = main_epochs, main_epochs + args.refine_epochs
+        if self.scheduler is not None and self.start_epoch > 0:
+            if args.sched_on_updates:
+                self.scheduler.step_update(self.start_epoch * updates)
+            else:
+                self.scheduler.step(self.start_epoch)
+
+    def open_outputs(self):
+        """Folder, checkpoint saver, summary and W&B, on the first rank."""
+        args = self.args
+        if not self.primary:
+            return
+        try:
+            self.output_dir = get_outdir(self.folder)
+        except OSError as error:
+            raise OptionError(f'--output {args.output} --experiment {args.experiment}: {error}') from error
+        self.saver = Saver(
+            self.model,
+            self.optimizer,
+            args=args,
+            amp_scaler=self.precision.loss_scaler,
+            checkpoint_dir=self.output_dir,
+            recovery_dir=self.output_dir,
+            decreasing=self.decreasing,
+            max_history=args.checkpoint_hist,
+            task=self.task,
+        )
+        if args.resume and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(self.output_dir):
+            self.saver.load_state_dict_from_checkpoint(args.resume)
+        write_whole(os.path.join(self.output_dir, 'args.yaml'), self.config)
+        self.summary = Summary(os.path.join(self.output_dir, 'summary.csv'), self.start_epoch)
+        if args.log_wandb:
+            mean, std = self.data_config['mean'], self.data_config['std']
+            self.wandb_log = WandbLog(args, name=self.experiment, mean=mean, std=std)
+
+    def build_engine(self):
+        args = self.args
+        self.stop = StopRequest(device=self.device, distributed=args.distributed)
+        self.report = Report(
+            args,
+            num_epochs=self.num_epochs,
+            primary=self.primary,
+            output_dir=self.output_dir,
+            wandb_log=self.wandb_log,
+        )
+        self.engine = Engine(
+            self.task,
+            self.updater,
+            args,
+            device=self.device,
+            precision=self.precision,
+            stop=self.stop,
+            report=self.report,
+            scheduler=self.scheduler,
+            save_recovery=self.saver.save_recovery if self.saver and args.recovery_interval else None,
+        )
+
+    def start_phase(self, phase):
+        """Switch loader, criterion and learning rate to what holds in a phase."""
+        self.train_data.use(phase)
+        if phase.refining:
+            self.scheduler = self.engine.scheduler = None
+            set_learning_rate(self.optimizer, refine_lr(self.args))
+        criterion = create_criterion(phase.options).to(self.device)
+        self.task.start_phase(phase, criterion, create_selector(phase.options, self.task, self.data_config))
+        self.report.start_phase(phase)

@@ -1,0 +1,82 @@
+"""Weights & Biases: timm's epoch metrics by their names, and finer ones per log interval."""
+
+import torch
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from regaug.training.averages import flat_name
+
+_PICTURES = 16
+
+
+class WandbLog:
+    """One run of W&B, on the first rank.
+
+    Epoch metrics (`train_loss`, `eval_top1`, `lr`, ...) are drawn against `epoch`, those of a log interval (`step/...`)
+    against `update`.
+
+    Args:
+        args: training options.
+        name: name of the experiment.
+        mean: channel means of the normalisation, for pictures.
+        std: channel deviations.
+    """
+
+    def __init__(self, args, *, name, mean, std):
+        import wandb
+
+        self.wandb = wandb
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.run = wandb.init(
+            project=args.wandb_project,
+            name=name,
+            config=vars(args),
+            tags=args.wandb_tags,
+            id=args.wandb_resume_id or None,
+            resume='must' if args.wandb_resume_id else None,
+        )
+        self.run.define_metric('epoch')
+        self.run.define_metric('update')
+        for pattern in ('train_*', 'eval_*', 'lr', 'phase'):
+            self.run.define_metric(pattern, step_metric='epoch')
+        self.run.define_metric('step/*', step_metric='update')
+
+    def on_update(self, record, phase):
+        """Log a `engine.UpdateRecord`."""
+        seconds = max(record.update_time.val, 1e-9)
+        figures = {
+            'loss': record.loss.val,
+            'lr': record.lr,
+            'images_per_second': record.samples / seconds,
+            'data_wait_share': record.data_time.val / seconds,
+            'grad_norm': record.grad_norm,
+            'epoch': record.epoch + (record.update_idx + 1) / record.updates_per_epoch,
+            'phase': phase,
+            'cost': record.cost,
+            **{flat_name(*name): value for name, value in record.terms.items()},
+        }
+        self.run.log({'update': record.num_updates, **{f'step/{name}': value for name, value in figures.items()}})
+
+    def on_picture(self, input, target, phase):
+        """Log the first images of an augmented batch, normalisation undone, with their labels."""
+        images = input[:_PICTURES].detach().float().cpu() * self.std + self.mean
+        grid = to_pil_image(make_grid(images.clamp(0, 1), nrow=4))
+        self.run.log({f'batch/{phase}': self.wandb.Image(grid, caption=caption(target[:_PICTURES]))})
+
+    def on_epoch(self, row):
+        self.run.log(row)
+
+    def finish(self):
+        self.run.finish()
+
+
+def caption(target):
+    """Labels of a batch as text: class indices, or for soft targets the two largest shares."""
+    if target.ndim == 1:
+        return ' '.join(str(int(label)) for label in target)
+    shares, labels = target.float().topk(2, dim=1)
+    return ' '.join(
+        f'{first}:{share:.2f}+{second}'
+        for (first, second), (share, _) in zip(labels.tolist(), shares.tolist(), strict=True)
+    )

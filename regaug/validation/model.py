@@ -1,0 +1,123 @@
+"""The model that validate.py evaluates: built by timm, given its weights, fitted to the input, put on the device."""
+
+import logging
+
+import torch
+from timm import create_model
+from timm.data import resolve_input_data_config
+from timm.layers import apply_test_time_pool, set_fast_norm
+from timm.models import resolve_model_input_args
+from timm.utils import reparameterize_model, set_jit_fuser
+
+from regaug.errors import OptionError
+from regaug.training.checkpoints import load_weights
+
+_logger = logging.getLogger('validate')
+
+
+def set_backends(args):
+    """Sets what holds for the whole process: TF32 and the cuDNN search on CUDA, `--fuser`, `--fast-norm`."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if args.fuser:
+        set_jit_fuser(args.fuser)
+    set_fast_norm(args.fast_norm)
+
+
+def build_model(args):
+    """Builds the model with its weights, on the CPU, branches merged under `--reparam`.
+
+    Without a checkpoint the published weights are taken.
+
+    Raises:
+        OptionError: The model cannot be built so, its weights are not to be had, or the checkpoint does not fit.
+    """
+    pretrained = args.pretrained or not args.checkpoint
+    try:
+        arguments = resolve_model_input_args(
+            args.model,
+            vars(args),
+            pretrained=pretrained,
+            num_classes=args.num_classes,
+            global_pool=args.gp,
+            scriptable=args.torchscript,
+            **args.model_kwargs,
+        )
+        model = create_model(**arguments)
+    except OSError as error:
+        raise OptionError(
+            f'--model {args.model}: the published weights cannot be had ({_one_line(error)}); '
+            f'--checkpoint takes weights from a file.'
+        ) from error
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        kwargs = ' '.join(f'{key}={value}' for key, value in args.model_kwargs.items())
+        given = f'--model {args.model}' + (f' --model-kwargs {kwargs}' if kwargs else '')
+        raise OptionError(f'{given}: the model cannot be built ({_one_line(error)}).') from error
+    if args.checkpoint:
+        load_weights(model, args.checkpoint, use_ema=args.use_ema, option='--checkpoint')
+    if args.reparam:
+        model = reparameterize_model(model)
+    _logger.info(f'Model {args.model}, {num_parameters(model):,} parameters.')
+    return model
+
+
+def fit_to_input(args, model):
+    """Finds the input size and the preprocessing; wraps the model for test-time pooling under `--test-pool`.
+
+    Returns:
+        (model, data_config): timm's data configuration, with `patch_size` for the NaFlex loader.
+
+    Raises:
+        OptionError: The options ask for an input that the model does not take.
+    """
+    try:
+        data_config = resolve_input_data_config(model, vars(args), use_test_size=not args.use_train_size, verbose=True)
+    except (AssertionError, ValueError) as error:
+        raise OptionError(
+            f'--model {args.model} with the given --input-size, --img-size, --in-chans, --mean or --std: '
+            f'{_one_line(error)}'
+        ) from error
+    if args.naflex_loader:
+        data_config['patch_size'] = getattr(getattr(model, 'embeds', None), 'patch_size', None) or (16, 16)
+    if args.test_pool:
+        model, pooled = apply_test_time_pool(model, data_config)
+        if pooled:
+            data_config['crop_pct'] = 1.0
+    return model, data_config
+
+
+def prepare(args, model, *, device, dtype):
+    """Brings the model to the device and the number format; scripts, compiles or spreads it over GPUs as asked."""
+    model = place(args, model, device=device, dtype=dtype)
+    if args.torchscript:
+        model = torch.jit.script(model)
+    elif args.torchcompile:
+        torch._dynamo.reset()  # bulk validation compiles many models in one process
+        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+    elif args.aot_autograd:
+        from functorch.compile import memory_efficient_fusion  # its import costs a second
+
+        model = memory_efficient_fusion(model)
+    if args.num_gpu > 1:
+        if device.type == 'cuda' and args.num_gpu > torch.cuda.device_count():
+            raise OptionError(f'--num-gpu {args.num_gpu}: this machine has {torch.cuda.device_count()}.')
+        model = torch.nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
+    return model
+
+
+def place(args, model, *, device, dtype):
+    """Brings the model to the device, the number format (None: as it is) and the memory format, in evaluation mode."""
+    model = model.to(device=device, dtype=dtype)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model.eval()
+
+
+def num_parameters(model):
+    """Number of weights of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _one_line(error):
+    return ' '.join(str(error).split()) or type(error).__name__

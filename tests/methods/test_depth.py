@@ -1,0 +1,101 @@
+"""GradAug's variant with sub-networks by stochastic depth."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from regaug.errors import OptionError
+from regaug.training.model import build_model
+from tests.helpers.training import (
+    CLASSES,
+    assert_equal,
+    created_gradaug,
+    gradients,
+    make_batches,
+    make_task,
+    train_args,
+)
+
+
+@pytest.mark.parametrize('name', ['vgg11', 'resnet10t'])
+def test_depth_subnetworks_of_a_model_without_drop_path_are_refused(name):
+    rate = ['--gradaug-depth-rate', 0] if name == 'resnet10t' else []
+    with pytest.raises(OptionError, match='--gradaug-subnet depth'):
+        created_gradaug('--model', name, '--gradaug-subnet', 'depth', *rate)
+
+
+def fill_zero_gains(model):
+    """Branches that start with a gain of zero would hide whether they are dropped."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1 and not parameter.any():
+                parameter.fill_(0.3)
+    return model
+
+
+def plain_model(*options):
+    """The model as train.py builds it without GradAug, in train mode, with the weights of `depth_task`."""
+    torch.manual_seed(4)
+    return fill_zero_gains(build_model(train_args('--num-classes', CLASSES, '--model', 'resnet10t', *options))).train()
+
+
+def depth_task():
+    """A task whose three blocks after the first are dropped with probability 1/6, 1/3 and 1/2."""
+    depth = ['--gradaug-subnet', 'depth', '--gradaug-depth-rate', 0.5, '--gradaug-transforms']
+    model, gradaug = created_gradaug('--model', 'resnet10t', *depth)
+    gradaug.subnet = gradaug.make_subnet(fill_zero_gains(model))
+    task = make_task(model)
+    task.gradaug, task.gradaug_on = gradaug, True
+    return task.train()
+
+
+def make_batch():
+    return make_batches(1, size=8, dtype=torch.float32)[0]
+
+
+def test_full_network_of_the_depth_variant_has_no_drop_path():
+    task = depth_task()
+    input, target = make_batch()
+    (_, full), *_ = task.loss_terms(input, target)
+    output = full()['output']
+    assert torch.equal(output, plain_model()(input))
+    assert torch.equal(output, full()['output'])
+    assert not torch.equal(output, plain_model('--drop-path', 0.5)(input))
+
+
+def test_depth_subnetwork_is_timms_model_with_drop_path_on_the_same_parameters():
+    task, timms = depth_task(), plain_model('--drop-path', 0.5)
+    input, target = make_batch()
+    outputs = []
+    for model in (task.gradaug.subnet, timms):
+        torch.manual_seed(8)
+        outputs.append(model(input))
+        F.cross_entropy(outputs[-1], target).backward()
+    assert torch.equal(*outputs)
+    assert_equal(gradients(task.trainable_module), gradients(timms))
+
+
+def test_depth_subnetworks_differ_and_reach_every_parameter():
+    task = depth_task()
+    (_, full), *subnets = task.loss_terms(*make_batch())
+    outputs = [full()['output']]
+    for _, term in subnets:
+        task.trainable_module.zero_grad()
+        result = term()
+        result['loss'].backward()
+        assert all(parameter.grad is not None for parameter in task.trainable_module.parameters())
+        assert all((result['output'] - output).abs().max() > 1e-3 for output in outputs)
+        outputs.append(result['output'])
+
+
+def test_depth_subnetworks_keep_no_batch_statistics():
+    task = depth_task()
+    (_, full), *subnets = task.loss_terms(*make_batch())
+    full()
+    before = copy.deepcopy(task.trainable_module.state_dict())
+    for _, term in subnets:
+        term()
+    assert_equal(task.trainable_module.state_dict(), before)
+    assert list(before) == list(plain_model().state_dict())

@@ -1,0 +1,136 @@
+"""GradAug together with what timm offers: checkpointing, autocast, compilation, moving average, options of train.py."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from timm import create_model
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+from torch import nn
+
+from regaug.methods.create import attach_subnetworks, create_gradaug
+from tests.helpers.training import (
+    CLASSES,
+    assert_close,
+    gradients,
+    gradients_at_updates,
+    make_batches,
+    make_droppy_model,
+    make_engine,
+    make_gradaug,
+    make_model,
+    make_task,
+    read_checkpoint,
+    read_summary,
+    train_args,
+)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(2)
+        model = make_model()
+        model.set_grad_checkpointing(checkpointing)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        found.append(gradients_at_updates(optimizer, model))
+        make_engine(make_task(model, gradaug=make_gradaug()), optimizer).train_one_epoch(0, make_batches(1))
+    assert_close(found[1][0], found[0][0], tolerance=1e-9)
+
+
+def test_forward_refuses_several_terms_under_gradient_checkpointing():
+    """One backward pass over their sum would recompute all of them at the width of the last."""
+    model = make_model()
+    model.set_grad_checkpointing(True)
+    with pytest.raises(RuntimeError, match='gradient checkpointing'):
+        make_task(model, gradaug=make_gradaug())(*make_batches(1)[0])
+    assert make_task(model)(*make_batches(1)[0])['loss'].isfinite()
+
+
+def test_autocast_in_bfloat16_stays_near_float32_and_trains_float32_parameters():
+    found = []
+    for autocast in (None, partial(torch.autocast, 'cpu', torch.bfloat16)):
+        torch.manual_seed(2)
+        model = make_model(dtype=torch.float32)
+        task = make_task(model, gradaug=make_gradaug(transforms=()))
+        if autocast is not None:
+            task.autocast = autocast
+        (_, full), *subnets = task.loss_terms(*make_batches(1, size=16, dtype=torch.float32)[0])
+        results = [full(), *(term() for _, term in subnets[:1])]
+        sum(result['loss'] for result in results).backward()
+        assert results[1]['output'].dtype == (torch.float32 if autocast is None else torch.bfloat16)
+        assert results[1]['loss'].dtype == torch.float32
+        found.append(torch.cat([gradient.flatten() for gradient in gradients(model).values()]))
+    assert F.cosine_similarity(found[0], found[1], dim=0) > 0.98
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        ['--amp', '--amp-dtype', 'bfloat16'],
+        ['--channels-last'],
+        ['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3],
+        ['--grad-checkpointing'],
+        ['--cutmix', 1.0, '--mixup-prob', 0.5, '--clip-grad', 1.0, '--grad-accum-steps', 2, '--bce-loss'],
+    ],
+)
+def test_gradaug_trains_together_with_timms_options(options, train):
+    folder = train('--gradaug', 2, '--epochs', 1, '--gradaug-transforms', 'rotate', 'scale', *options)
+    [row] = read_summary(folder)
+    assert all(np.isfinite(float(row[f'train_{name}'])) for name in ('loss', 'sub1_loss', 'sub2_loss'))
+    assert float(row['train_sub1_loss']) > 0
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
+def test_compiled_subnetworks_run_at_the_width_that_is_set():
+    """Once a width is compiled, another one must not silently run the code of the first."""
+    args = train_args('--model', 'test_resnet', '--num-classes', CLASSES, '--gradaug', 2, '--gradaug-compile', 3)
+    model, outputs = make_model(dtype=torch.float32), []
+    batches = make_batches(4, dtype=torch.float32)
+    for backend in (None, 'eager'):
+        gradaug = create_gradaug(args, model, (3, 32, 32))
+        task = make_task(model)
+        task.gradaug, task.gradaug_on = gradaug, True
+        attach_subnetworks(gradaug, task, compile_backend=backend)
+        task.train()
+        outputs.append([])
+        for update, batch in enumerate(batches):
+            task.begin_update(update)
+            results = [term() for _, term in task.loss_terms(*batch)]
+            outputs[-1].append({result['width']: result['output'] for result in results[1:]})
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    widths = {width for results in outputs[1] for width in results}
+    assert len(widths) > 1
+
+
+def test_moving_average_optimiser_and_checkpoint_hold_the_plain_model_alone(train):
+    model = make_droppy_model()
+    task = make_task(model, gradaug=make_gradaug())
+    task.setup_ema(decay=0.9)
+    plain = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    plain.setup_ema(decay=0.9)
+    names = [name for name, _ in task.named_modules() if name != 'criterion']
+    assert names == [name for name, _ in plain.named_modules() if name != 'criterion']
+    assert list(task.state_dict()) == list(plain.state_dict())
+    optimizer = create_optimizer_v2(task.get_trainable_module(), opt='sgd', lr=0.1)
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+    state = read_checkpoint(train('--gradaug', 2, '--model-ema', '--epochs', 1) / 'last.pth.tar')
+    expected = create_model('test_resnet', num_classes=CLASSES).state_dict()
+    for key in ('state_dict', 'state_dict_ema'):
+        assert list(state[key]) == list(expected)
+        assert all(state[key][name].shape == value.shape for name, value in expected.items())
+
+
+def test_start_epoch_shows_in_the_summary_which_has_all_columns_from_the_first_row_on(train):
+    rows = read_summary(train('--gradaug', 2, '--gradaug-start-epoch', 1, '--epochs', 3))
+    assert rows[0]['train_sub1_loss'] == rows[0]['train_sub2_width'] == ''
+    for row in rows[1:]:
+        assert float(row['train_sub1_loss']) > 0
+        assert float(row['train_sub2_width']) == 0.9
+        assert 0.9 <= float(row['train_sub1_width']) <= 1
+    assert len({tuple(row) for row in rows}) == 1

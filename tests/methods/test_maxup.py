@@ -1,0 +1,318 @@
+"""MaxUp: the worst of m copies of each sample, the plain augmentation for m = 1, draws, figures and views."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from timm import create_model
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
+from torch import nn
+
+from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
+from regaug.methods.maxup import MaxUp
+from regaug.methods.scoring import Scorer, worst_of
+from regaug.training.task import RegAugTask
+from tests.helpers.maxup import LABELS, candidates_of, losses_of, rows_of
+from tests.helpers.training import (
+    assert_equal,
+    make_batches,
+    make_droppy_model,
+    make_engine,
+    make_gradaug,
+    make_model,
+    make_task,
+)
+
+STAGES = {
+    'cutmix': lambda: [CutMix(alpha=1.0, prob=1.0, **LABELS)],
+    'mixup': lambda: [Mixup(alpha=1.0, prob=0.8, **LABELS)],
+    'cutout': lambda: [Cutout(size=12)],
+    'cutmix and noise': lambda: [CutMix(alpha=1.0, prob=1.0, **LABELS), GaussianNoise(sigma=torch.full((3,), 0.2))],
+}
+MODELS = {
+    'residual': lambda: make_model(dtype=torch.float32),
+    'dropout and drop path': make_droppy_model,
+    'transformer': lambda: make_model('test_vit', dtype=torch.float32, img_size=32),
+}
+
+
+def criterion_for(name):
+    return nn.CrossEntropyLoss() if name == 'cutout' else SoftTargetCrossEntropy()
+
+
+def selecting_task(model, stages, *, copies=4, criterion=None, seed=42, rank=0, freeze_bn=False, **kwargs):
+    """A task whose input MaxUp chooses, as the engine has it when a phase has begun."""
+    task = RegAugTask(model, criterion or SoftTargetCrossEntropy(), verbose=False, rank=rank)
+    task.freeze_bn = freeze_bn
+    task.selector = MaxUp(stages, num_copies=copies, scorer=Scorer(task), seed=seed, **kwargs)
+    return task.train()
+
+
+# --- the choice ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('freeze_bn', [False, True])
+@pytest.mark.parametrize('model_name', MODELS)
+@pytest.mark.parametrize('name', STAGES)
+def test_the_choice_is_the_worst_of_copies_scored_by_a_fresh_copy_of_the_model_each(name, model_name, freeze_bn):
+    model = MODELS[model_name]()
+    task = selecting_task(model, STAGES[name](), criterion=criterion_for(name), freeze_bn=freeze_bn)
+    assert all(part.training is not freeze_bn for part in model.modules() if isinstance(part, nn.BatchNorm2d))
+    [(input, target)] = make_batches(1, size=8, dtype=torch.float32)
+    reference = copy.deepcopy(model)
+    candidates, (chosen, labels, figures) = candidates_of(task, input, target, (3, 0, 1))
+    losses = losses_of(reference, criterion_for(name), candidates)
+    worst = losses.argmax(dim=0)
+    assert losses.shape == (4, 8) and len(set(worst.tolist())) > 1
+    assert_equal([chosen, labels], rows_of(candidates, worst))
+    assert figures['maxup_chosen_loss'].item() == pytest.approx(losses.max(dim=0).values.mean().item(), rel=1e-4)
+    assert figures['maxup_mean_loss'].item() == pytest.approx(losses.mean().item(), rel=1e-4)
+    shares = [figures[f'maxup_share{number}'].item() for number in range(1, 5)]
+    assert shares == pytest.approx([(worst == number).float().mean().item() for number in range(4)])
+
+
+@pytest.mark.parametrize('freeze_bn', [False, True])
+def test_an_update_is_a_plain_step_on_what_was_chosen(freeze_bn):
+    model = make_droppy_model()
+    task = selecting_task(model, STAGES['cutmix'](), freeze_bn=freeze_bn)
+    reference = copy.deepcopy(model)
+    [(input, target)] = make_batches(1, size=8, dtype=torch.float32)
+    state = torch.get_rng_state()
+    _, (chosen, labels, _) = candidates_of(task, input, target, (0, 0, 0))
+    metrics = make_engine(task, torch.optim.SGD(model.parameters(), lr=0.1)).train_one_epoch(0, [(input, target)])
+    after = torch.get_rng_state()
+
+    torch.set_rng_state(state)
+    loss = SoftTargetCrossEntropy()(reference(chosen), labels)
+    loss.backward()
+    torch.optim.SGD(reference.parameters(), lr=0.1).step()
+    assert_equal(torch.get_rng_state(), after)
+    assert_equal(dict(model.state_dict()), dict(reference.state_dict()))
+    assert metrics['loss'] == pytest.approx(loss.item())
+    assert metrics['maxup_passes'] == 4
+    if freeze_bn:  # without batch statistics a sample's loss is the same in any company
+        assert metrics['maxup_chosen_loss'] == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('criterion', [BinaryCrossEntropy(sum_classes=True), BinaryCrossEntropy(target_threshold=0.3)])
+def test_the_criterion_of_training_decides(criterion):
+    model = make_model(dtype=torch.float32)
+    task = selecting_task(model, STAGES['cutmix'](), criterion=criterion)
+    [(input, target)] = make_batches(1, size=16, dtype=torch.float32)
+    candidates, (chosen, labels, _) = candidates_of(task, input, target, (0, 0, 0))
+    worst = losses_of(model, criterion, candidates).argmax(dim=0)
+    assert_equal([chosen, labels], rows_of(candidates, worst))
+    assert (losses_of(model, SoftTargetCrossEntropy(), candidates).argmax(dim=0) != worst).any()
+
+
+def test_excess_is_what_the_loss_is_above_the_entropy_of_the_label():
+    model = make_model(dtype=torch.float32)
+    task = selecting_task(model, STAGES['mixup'](), excess=True)
+    [(input, target)] = make_batches(1, size=16, dtype=torch.float32)
+    candidates, (chosen, labels, figures) = candidates_of(task, input, target, (0, 0, 0))
+    losses = losses_of(model, SoftTargetCrossEntropy(), candidates)
+    entropies = torch.stack([-(label * label.log()).sum(dim=1) for _, label in candidates])
+    worst = (losses - entropies).argmax(dim=0)
+    assert (worst != losses.argmax(dim=0)).any()
+    assert_equal([chosen, labels], rows_of(candidates, worst))
+    assert figures['maxup_chosen_loss'].item() == pytest.approx(losses.gather(0, worst[None]).mean().item(), rel=1e-5)
+
+
+def test_one_more_copy_never_makes_the_chosen_loss_smaller():
+    """For a network that stays as it is, and copies of which the first are the same."""
+    model = make_model(dtype=torch.float32)
+    task = selecting_task(model, STAGES['cutmix'](), copies=8)
+    [(input, target)] = make_batches(1, size=16, dtype=torch.float32)
+    candidates, _ = candidates_of(task, input, target, (0, 0, 0))
+    choices = [worst_of(candidates[:count], Scorer(task)) for count in range(1, 9)]
+    for fewer, more in itertools.pairwise(choices):
+        assert (more.chosen_losses >= fewer.chosen_losses).all()
+        assert more.chosen_losses.mean() > fewer.chosen_losses.mean()
+
+
+# --- one copy -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_one_copy_is_the_plain_augmentation_bit_for_bit(name):
+    """Trained by hand on batches augmented by hand: weights, statistics, optimiser and random stream are the same."""
+    model = make_droppy_model()
+    reference, batches = copy.deepcopy(model), make_batches(3, size=6, dtype=torch.float32)
+    task = selecting_task(model, STAGES[name](), copies=1, criterion=criterion_for(name))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    state = torch.get_rng_state()
+    metrics = make_engine(task, optimizer).train_one_epoch(0, batches)
+    after = torch.get_rng_state()
+
+    torch.set_rng_state(state)
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for update, (input, target) in enumerate(batches):
+        maxup = MaxUp(STAGES[name](), num_copies=1, scorer=None, seed=42)
+        input, target, _ = maxup(input, target, (update, 0, 0))
+        loss = criterion_for(name)(reference(input), target)
+        loss.backward()
+        plain.step()
+        plain.zero_grad()
+        losses.append(loss.item())
+    assert_equal(dict(model.state_dict()), dict(reference.state_dict()))
+    assert_equal(optimizer.state_dict(), plain.state_dict())
+    assert_equal(torch.get_rng_state(), after)
+    assert metrics['loss'] == pytest.approx(np.mean(losses))
+    assert metrics['maxup_passes'] == 0
+
+
+def test_one_copy_trains_on_an_average_of_the_augmentation():
+    """Nothing is chosen: over many updates the share is that of plain CutMix, 1 - (1/2 - 1/5 + 1/48)."""
+    maxup = MaxUp(STAGES['cutmix'](), num_copies=1, scorer=None, seed=42)
+    input, target = torch.zeros(1000, 1, 64, 64), torch.zeros(1000, dtype=torch.long)
+    shares = [maxup(input, target, (update, 0, 0))[2]['maxup_lambda'].item() for update in range(10)]
+    assert np.mean(shares) == pytest.approx(0.679, abs=0.01)
+
+
+@pytest.mark.parametrize('model_name', MODELS)
+def test_scoring_equal_copies_changes_nothing(model_name):
+    """With a probability of 0 all copies are the images themselves: weights, statistics and random stream are plain."""
+    runs = []
+    for copies in (1, 4):
+        torch.manual_seed(3)
+        model = MODELS[model_name]()
+        task = selecting_task(model, [CutMix(alpha=1.0, prob=0.0, **LABELS)], copies=copies)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        metrics = make_engine(task, optimizer).train_one_epoch(0, make_batches(3, dtype=torch.float32))
+        runs.append((dict(model.state_dict()), optimizer.state_dict(), torch.get_rng_state(), metrics['loss']))
+    assert_equal(runs[1], runs[0])
+    assert metrics['maxup_share1'] == 1 and metrics['maxup_share4'] == 0  # of equal ones the first
+    assert metrics['maxup_lambda'] == 1
+
+
+# --- draws --------------------------------------------------------------------------------------------------------
+
+
+def drawn(*, seed=42, key=(0, 0, 0), copies=3, name='cutmix and noise'):
+    """The candidates for a seed and a key."""
+    task = selecting_task(make_model(dtype=torch.float32), STAGES[name](), copies=copies, seed=seed)
+    return candidates_of(task, *make_batches(1, size=6, dtype=torch.float32)[0], key)[0]
+
+
+def test_draws_depend_on_seed_update_rank_and_micro_batch():
+    first = drawn()
+    for other in (
+        drawn(seed=43),
+        drawn(key=(1, 0, 0)),
+        drawn(key=(0, 1, 0)),
+        drawn(key=(0, 0, 1)),
+        drawn(key=(0, 1, 1)),
+        drawn(key=(1, 0, 1)),
+    ):
+        assert not any(torch.equal(one[1], two[1]) for one, two in itertools.product(first, other))
+
+
+def test_draws_depend_on_nothing_else():
+    first = drawn(key=(5, 1, 2))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    drawn(key=(4, 1, 2))
+    assert_equal(drawn(key=(5, 1, 2)), first)
+
+
+def test_draws_are_these_numbers_on_every_machine():
+    stage = CutMix(alpha=1.0, prob=1.0, num_classes=4, smoothing=0.0)
+    maxup = MaxUp([stage], num_copies=1, scorer=None, seed=42)
+    _, labels, _ = maxup(torch.zeros(4, 3, 32, 32), torch.arange(4), (7, 0, 0))
+    assert labels.tolist() == [
+        [0.828125, 0.0, 0.0, 0.171875],
+        [0.0, 1.0, 0.0, 0.0],
+        [0.6064453125, 0.0, 0.3935546875, 0.0],
+        [0.0, 0.0, 0.00390625, 0.99609375],
+    ]
+
+
+def test_updates_and_micro_batches_have_draws_of_their_own():
+    """The engine numbers updates over the whole run and micro-batches within an update."""
+    model = make_model(dtype=torch.float32)
+    task = selecting_task(model, STAGES['cutmix'](), copies=1)
+    keys, selector = [], task.selector
+
+    def noting(input, target, key):
+        keys.append(key)
+        return selector(input, target, key)
+
+    task.selector = noting
+    engine = make_engine(task, torch.optim.SGD(model.parameters(), lr=0.1), '--grad-accum-steps', 2)
+    for epoch in (0, 1):
+        engine.train_one_epoch(epoch, make_batches(5, dtype=torch.float32))
+    assert keys == [(3 * epoch + batch // 2, 0, batch % 2) for epoch in (0, 1) for batch in range(5)]
+
+
+def test_every_copy_pairs_the_samples_anew():
+    candidates = drawn(name='cutmix', copies=6)
+    assert all(not torch.equal(one[0], two[0]) for one, two in itertools.combinations(candidates, 2))
+    assert all(not torch.equal(one[1], two[1]) for one, two in itertools.combinations(candidates, 2))
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def test_shares_of_the_copies_sum_to_one_and_are_even_for_a_network_with_random_weights():
+    model = make_model(dtype=torch.float32)
+    task = selecting_task(model, STAGES['mixup']())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    metrics = make_engine(task, optimizer).train_one_epoch(0, make_batches(20, size=32, side=16, dtype=torch.float32))
+    shares = [metrics[f'maxup_share{number}'] for number in range(1, 5)]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == pytest.approx([0.25] * 4, abs=5 * (0.25 * 0.75 / 640) ** 0.5)
+    assert metrics['maxup_chosen_loss'] > metrics['maxup_mean_loss'] + 0.01
+    assert list(metrics) == [
+        'loss',
+        *('maxup_passes', 'maxup_chosen_loss', 'maxup_mean_loss'),
+        *(f'maxup_share{number}' for number in range(1, 5)),
+        'maxup_lambda',
+    ]
+
+
+def test_lambda_is_the_share_of_the_own_label_in_what_was_chosen():
+    """It can be read from the soft targets of samples that all have a label of their own."""
+    model = create_model('test_resnet', num_classes=16)
+    task = selecting_task(model, [Mixup(alpha=1.0, prob=1.0, num_classes=16, smoothing=0.0)])
+    [(input, _)] = make_batches(1, size=16, dtype=torch.float32)
+    for key in range(10):  # until no chosen sample is its own partner
+        _, labels, figures = task.selector(input, torch.arange(16), (key, 0, 0))
+        own = labels.diagonal()
+        if (own < 1).all():
+            break
+    assert own.max() < 1
+    assert figures['maxup_lambda'].item() == pytest.approx(own.mean().item())
+
+
+@pytest.mark.parametrize('name', ['cutout', 'noise'])
+def test_lambda_is_one_where_nothing_is_mixed(name):
+    stages = [Cutout(size=8)] if name == 'cutout' else [GaussianNoise(sigma=torch.ones(3))]
+    task = selecting_task(make_model(dtype=torch.float32), stages, criterion=nn.CrossEntropyLoss())
+    [(input, target)] = make_batches(1, dtype=torch.float32)
+    _, labels, figures = task.choose_input(input, target)
+    assert figures['maxup_lambda'] == 1
+    assert_equal(labels, target)
+
+
+# --- sub-networks -------------------------------------------------------------------------------------------------
+
+
+def test_subnetworks_train_on_the_chosen_copies():
+    """Scored by the full network alone, which then trains on them as well."""
+    model = make_model(dtype=torch.float32)
+    task = make_task(model, SoftTargetCrossEntropy(), gradaug=make_gradaug(transforms=()))
+    task.selector = MaxUp(STAGES['cutmix'](), num_copies=4, scorer=Scorer(task), seed=42)
+    full, sub = [], []
+    model.register_forward_pre_hook(lambda module, args: full.append(args[0].clone()))
+    forward = task._forward_subnet
+    task._forward_subnet = lambda image: sub.append(image.clone()) or forward(image)
+    chosen, labels, _ = task.choose_input(*make_batches(1, dtype=torch.float32)[0])
+    assert (len(full), len(sub)) == (4, 0)
+    full.clear()
+    for _, term in task.loss_terms(chosen, labels):
+        term()['loss'].backward()
+    assert len(sub) == 3
+    assert_equal([full[0], *sub], [chosen] * 4)

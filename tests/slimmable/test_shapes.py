@@ -1,0 +1,32 @@
+"""Which images a model can take, found out from shapes alone."""
+
+import timm
+import torch
+
+from regaug.slimmable import SlimmablePlan
+from regaug.slimmable.shapes import shape_error
+from tests.helpers.training import CLASSES
+
+
+def test_a_fixed_size_is_a_reason_and_a_free_one_is_not():
+    fixed = timm.create_model('test_vit', num_classes=CLASSES, img_size=64, dynamic_img_size=False)
+    assert shape_error(fixed, (3, 64, 64)) is None
+    assert '32' in shape_error(fixed, (3, 32, 32))
+
+
+def test_a_trial_moves_no_generator():
+    model = timm.create_model('test_efficientnet', num_classes=CLASSES, drop_rate=0.5)
+    before = torch.get_rng_state()
+    assert shape_error(model, (3, 64, 64)) is None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_models_with_fast_norm_train_and_are_planned(train):
+    try:
+        folder = train('--model', 'test_convnext', '--fast-norm', '--epochs', 1, '--gradaug', 1, '--gradaug-sizes', 32)
+        model = timm.create_model('test_convnext', num_classes=CLASSES)
+    finally:
+        timm.layers.set_fast_norm(False)
+    assert (folder / 'last.pth.tar').exists()
+    assert any(getattr(part, '_fast_norm', False) for part in model.modules())
+    assert SlimmablePlan(model, (3, 32, 32)).layers

@@ -1,0 +1,207 @@
+"""Stopping on SIGTERM: after which update, with what on disk, and how the run goes on."""
+
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from regaug.training.interrupt import StopRequest
+from regaug.training.report import Report
+from tests.helpers.training import assert_same_training, follow_log, read_checkpoint, read_summary
+
+
+def command_of(text):
+    """The arguments of train.py in the command that an interrupted run gives."""
+    command = re.search(r'Go on with:\n(.*)', text).group(1)
+    return shlex.split(command)
+
+
+def resume_option(text):
+    """`--resume` and its value out of the command that an interrupted run gives."""
+    command = command_of(text)
+    return command[command.index('--resume') :][:2]
+
+
+@pytest.fixture
+def stop():
+    """An installed `StopRequest`; the handlers of before come back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop = StopRequest()
+    stop.install()
+    yield stop
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_the_second_ctrl_c_ends_at_once(stop):
+    assert stop.agree() == (False, False)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.agree() == (True, False)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_a_signal_after_another_does_not_change_the_first_ones_meaning(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (stop.signum, stop.agree()) == (signal.SIGTERM, (True, False))
+
+
+def test_worker_processes_leave_ctrl_c_to_the_main_process_and_end_on_sigterm(stop):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, b'ready')
+        while True:
+            time.sleep(0.01)
+    assert os.read(reader, 5) == b'ready'
+    os.close(reader)
+    os.close(writer)
+    os.kill(child, signal.SIGINT)
+    time.sleep(0.1)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGTERM)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+    assert stop.signum is None
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Makes the next run in this process receive SIGTERM at an update, counted over its epochs."""
+    on_update = Report.on_update
+
+    def stop_at(epoch, update_idx):
+        def with_signal(self, record):
+            on_update(self, record)
+            if (record.epoch, record.update_idx) == (epoch, update_idx):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(Report, 'on_update', with_signal)
+
+    yield stop_at
+    monkeypatch.undo()
+
+
+def test_an_interrupted_epoch_is_repeated_from_the_recovery_checkpoint(train, stop_at, caplog):
+    log = follow_log(caplog)
+    stop_at(1, 1)
+    folder = train('--epochs', 3, '--log-interval', 1, status=143)
+    assert [path.name for path in folder.glob('recovery*')] == ['recovery-1-2.pth.tar']
+    assert 'Stopped in epoch 1, which will be repeated' in log.text
+    recovery = read_checkpoint(folder / 'recovery-1-2.pth.tar')
+    last = read_checkpoint(folder / 'last.pth.tar')
+    assert not torch.equal(recovery['state_dict']['fc.weight'], last['state_dict']['fc.weight'])
+    stop_at(-1, -1)
+    log = follow_log(caplog)
+    train('--epochs', 3, *resume_option('Go on with:\nx --resume ' + str(folder / 'recovery-1-2.pth.tar')))
+    assert 'Epoch 1 was interrupted; it is repeated from its start.' in log.text
+    assert [row['epoch'] for row in read_summary(folder)] == ['0', '1', '2']
+
+
+def test_recovery_checkpoints_of_an_interval_are_resumed_as_interrupted(train, caplog):
+    folder = train('--epochs', 1, '--recovery-interval', 3, experiment='first')
+    [recovery] = folder.glob('recovery*')
+    assert recovery.name == 'recovery-0-2.pth.tar'
+    log = follow_log(caplog)
+    resumed = train('--epochs', 1, '--resume', recovery, experiment='second')
+    assert 'Epoch 0 was interrupted' in log.text
+    assert [row['epoch'] for row in read_summary(resumed)] == ['0']
+
+
+@pytest.mark.parametrize('update_idx', [1, 3])
+def test_after_a_signal_the_given_command_resumes_exactly(update_idx, train, stop_at, caplog):
+    """`--exact-resume` promises the numbers of an uninterrupted run, stopped within an epoch (4 updates) too."""
+    options = ['--exact-resume', '--epochs', 3, '--log-interval', 1]
+    whole = train(*options, experiment='whole')
+    log = follow_log(caplog)
+    stop_at(1, update_idx)
+    stopped = train(*options, experiment='stopped', status=143)
+    stop_at(-1, -1)
+    train(*options, *resume_option(log.text), experiment='stopped')
+    assert_same_training(stopped, whole)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started(train, stop_at, caplog):
+    options = ['--exact-resume', '--epochs', 3, '--log-interval', 1]
+    whole = train(*options, experiment='whole')
+    start = ['--resume', whole / 'checkpoint-0.pth.tar']
+    log = follow_log(caplog)
+    stop_at(1, 1)
+    train(*options, *start, experiment='stopped', status=143)
+    stop_at(-1, -1)
+    stopped = train(*options, *start, *resume_option(log.text), experiment='stopped')
+    assert [row['epoch'] for row in read_summary(stopped)] == ['1', '2']
+    assert_same_training(stopped, whole, from_epoch=1)
+
+
+def test_a_finished_epoch_is_not_repeated_after_a_signal(train, monkeypatch, caplog):
+    on_epoch = Report.on_epoch
+
+    def with_signal(self, row):
+        on_epoch(self, row)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    options = ['--exact-resume', '--epochs', 3]
+    whole = train(*options, experiment='whole')
+    log = follow_log(caplog)
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, 'on_epoch', with_signal)
+        stopped = train(*options, experiment='stopped', status=143)
+    assert [row['epoch'] for row in read_summary(stopped)] == ['0']
+    resume = resume_option(log.text)
+    log = follow_log(caplog)
+    train(*options, *resume, experiment='stopped')
+    assert 'Train: 0 ' not in log.text
+    assert_same_training(stopped, whole)
+
+
+def test_a_signal_in_the_last_epoch_after_its_last_update_lets_the_run_end(train, stop_at):
+    stop_at(1, 3)
+    folder = train('--log-interval', 1, '--val-split', '')
+    assert read_checkpoint(folder / 'last.pth.tar')['epoch'] == 1
+    assert not list(folder.glob('recovery*'))
+
+
+def processes_of_session(session):
+    """Process ids, by state, of a session: those of a program started as its leader and of all its children."""
+    found = {}
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            fields = path.read_text().rpartition(')')[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session:
+            found[int(path.parent.name)] = fields[0]
+    return found
+
+
+def test_sigterm_ends_a_real_run_with_a_command_that_goes_on(start_train, start, tmp_path):
+    program = start_train('--epochs', 500, '--workers', 2, '--log-interval', 1)
+    program.wait_for('Train: 1 [   1/4')
+    assert len(processes_of_session(program.process.pid)) >= 3  # the main process and the loader's workers
+    os.kill(program.process.pid, signal.SIGTERM)
+    status, output = program.finish(30)
+    assert status == 143, output
+    assert processes_of_session(program.process.pid) == {}
+    assert 'Traceback' not in output
+    [recovery] = (tmp_path / 'run').glob('recovery-*.pth.tar')
+    assert not list((tmp_path / 'run').glob('*tmp*'))
+    command = command_of(output)
+    assert command[0] == sys.executable
+    epochs = [row['epoch'] for row in read_summary(tmp_path / 'run')]
+    stopped_in = len(epochs)
+    assert epochs == [str(epoch) for epoch in range(stopped_in)]
+
+    status, output = start(*command[1:], '--epochs', stopped_in + 1).finish()
+    assert status == 0, output
+    assert f'Epoch {stopped_in} was interrupted; it is repeated' in output
+    epochs = [row['epoch'] for row in read_summary(tmp_path / 'run')]
+    assert epochs == [str(epoch) for epoch in range(stopped_in + 1)]
+    assert recovery.exists()

@@ -1,0 +1,250 @@
+"""Stopping and going on: from every epoch, after signals, after broken files, from timm's checkpoints and in timm."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from timm import create_model
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask, resume_task_checkpoint
+from timm.utils import CheckpointSaver
+from torch import nn
+
+from regaug.errors import OptionError
+from regaug.training import checkpoints
+from regaug.training.checkpoints import find_newest, next_epoch
+from tests.helpers.training import (
+    CLASSES,
+    assert_equal,
+    assert_same_training,
+    follow_log,
+    read_checkpoint,
+    read_summary,
+)
+
+EXACT = ['--exact-resume', '--epochs', 3, '--workers', 2, '--model', 'test_efficientnet', '--drop', 0.2]
+CASES = {
+    'plain': ['--reprob', 0.5, '--aa', 'rand-m5-mstd0.5', '--opt', 'sgd'],
+    'gradaug': ['--gradaug', 2, '--drop-path', 0.2, '--gradaug-transforms', 'rotate', 'scale'],
+    'mixing': ['--mixup', 0.5, '--cutmix', 1.0, '--sched-on-updates'],
+    'moving average and accumulation': [
+        *('--model-ema', '--model-ema-decay', 0.9, '--model-ema-warmup'),
+        *('--grad-accum-steps', 3, '--opt', 'adamw', '--lr', 1e-3, '--warmup-epochs', 1),
+    ],
+}
+
+
+def copy_of(path, name):
+    """A copy under another name in the same folder: files of a run share their content by hard links."""
+    return Path(shutil.copy(path, path.with_name(name)))
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+
+
+# Exact resume
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_exactly_resumed_runs_equal_the_uninterrupted_one_bit_for_bit(case, train):
+    whole = train(*EXACT, *CASES[case], experiment='whole')
+    start = create_model('test_efficientnet', num_classes=CLASSES).state_dict()
+    assert not torch.equal(
+        read_checkpoint(whole / 'last.pth.tar')['state_dict']['conv_stem.weight'], start['conv_stem.weight']
+    )
+    for epoch in (0, 1):
+        resume = ['--resume', whole / f'checkpoint-{epoch}.pth.tar']
+        resumed = train(*EXACT, *CASES[case], *resume, experiment=f'resumed-{epoch}')
+        assert [int(row['epoch']) for row in read_summary(resumed)] == list(range(epoch + 1, 3))
+        assert_same_training(resumed, whole, from_epoch=epoch + 1)
+
+
+def test_without_exact_resume_a_resumed_run_sees_other_batches(train):
+    """The control: the option is what makes the runs above equal."""
+    options = ['--epochs', 2, '--model', 'test_efficientnet']
+    whole = train(*options, experiment='whole')
+    resumed = train(*options, '--resume', whole / 'checkpoint-0.pth.tar', experiment='resumed')
+    assert read_summary(resumed)[-1]['train_loss'] != read_summary(whole)[-1]['train_loss']
+
+
+# Resuming in the same folder
+
+
+def test_resume_auto_takes_the_newest_good_checkpoint_and_the_summary_has_each_epoch_once(train, caplog):
+    exact = ['--exact-resume', '--resume', 'auto']
+    folder = train(*exact, '--epochs', 4, experiment='run')
+    reference = Path(shutil.copytree(folder, folder.with_name('reference')))
+    (folder / 'checkpoint-3.pth.tar').unlink()
+    for name in ('last.pth.tar', 'model_best.pth.tar', 'checkpoint-2.pth.tar'):
+        truncate(folder / name)
+    torch.save({'weights': torch.zeros(3)}, folder / 'other.pth.tar')
+    log = follow_log(caplog)
+    train(*exact, '--epochs', 4, experiment='run')
+    assert f'Resuming {folder}/checkpoint-1.pth.tar' in log.text
+    assert 'Skipped: --resume auto' in log.text
+    assert_same_training(folder, reference)
+    assert [row['epoch'] for row in read_summary(folder)] == ['0', '1', '2', '3']
+
+
+def test_resume_auto_prefers_the_checkpoint_with_the_fewest_epochs_left(train):
+    folder = train('--epochs', 3)
+    assert find_newest(folder, finished_only=False) == str(folder / 'last.pth.tar')
+    last = read_checkpoint(folder / 'last.pth.tar')
+    torch.save({**last, 'saver': {**last['saver'], 'interrupted': True}}, folder / 'recovery-2-1.pth.tar')
+    assert find_newest(folder, finished_only=False) == str(folder / 'last.pth.tar')
+    (folder / 'last.pth.tar').unlink()
+    (folder / 'checkpoint-2.pth.tar').unlink()
+    (folder / 'model_best.pth.tar').unlink()
+    assert find_newest(folder, finished_only=False) == str(folder / 'recovery-2-1.pth.tar')
+    assert find_newest(folder, finished_only=True) == str(folder / 'checkpoint-1.pth.tar')
+    assert find_newest(folder / 'nowhere', finished_only=False) is None
+
+
+def test_the_best_metric_is_not_forgotten(train, caplog):
+    folder = train('--epochs', 1)
+    state = read_checkpoint(folder / 'last.pth.tar')
+    state['saver'].update(best_metric=200.0, best_epoch=0, pending=(0, 200.0))
+    for name in ('last.pth.tar', 'checkpoint-0.pth.tar', 'model_best.pth.tar'):
+        (folder / name).unlink()
+        torch.save(state, folder / name)
+    log = follow_log(caplog)
+    train('--epochs', 2, '--resume', folder / 'last.pth.tar')
+    assert '*** Best metric: 200.0 (epoch 0)' in log.text
+    assert read_checkpoint(folder / 'model_best.pth.tar')['epoch'] == 0
+    assert read_checkpoint(folder / 'last.pth.tar')['saver']['best_metric'] == 200.0
+    assert read_checkpoint(folder / 'last.pth.tar')['epoch'] == 1
+
+
+# timm's files
+
+
+def test_checkpoints_load_in_plain_timm(train):
+    folder = train('--epochs', 1, '--model-ema', '--model-ema-decay', 0.5, '--gradaug', 1)
+    saved = read_checkpoint(folder / 'last.pth.tar')
+    model = create_model('test_resnet', num_classes=CLASSES, checkpoint_path=str(folder / 'last.pth.tar'))
+    assert_equal(dict(model.state_dict()), dict(saved['state_dict_ema']))  # which timm prefers
+    assert not torch.equal(saved['state_dict']['fc.weight'], saved['state_dict_ema']['fc.weight'])
+
+
+def test_runs_go_on_from_checkpoints_that_timm_wrote(train, tmp_path):
+    options = ['--exact-resume', '--model-ema', '--model-ema-decay', 0.5]
+    ours = train(*options, experiment='ours')
+    model = create_model('test_resnet', num_classes=CLASSES)
+    task = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    optimizer = create_optimizer_v2(model, opt='sgd', lr=1.0, weight_decay=2e-5, momentum=0.9)
+    checkpoint = str(ours / 'checkpoint-0.pth.tar')
+    assert resume_task_checkpoint(task, checkpoint, optimizer=optimizer) == 1
+    task.setup_ema(decay=0.5)
+    task.load_checkpoint_state(read_checkpoint(checkpoint)['state_dict_ema'], ema=True)
+    timms = tmp_path / 'timm'
+    timms.mkdir()
+    CheckpointSaver(model, optimizer, task=task, checkpoint_dir=str(timms)).save_checkpoint(0, metric=1.0)
+    resumed = train(*options, '--resume', timms / 'last.pth.tar', experiment='resumed')
+    assert_same_training(resumed, ours, from_epoch=1)
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'expected'),
+    [
+        ({'epoch': 3, 'version': 2}, (4, False)),
+        ({'epoch': 3}, (3, False)),  # old files count the next epoch
+        ({'epoch': 3, 'version': 2, 'saver': {'interrupted': True}}, (3, True)),
+        ({'state_dict': {}}, (None, False)),
+    ],
+)
+def test_the_next_epoch_after_a_checkpoint(checkpoint, expected):
+    assert next_epoch(checkpoint) == expected
+
+
+# What cannot be resumed
+
+
+def test_missing_truncated_and_foreign_checkpoints_are_named(train, tmp_path):
+    folder = train('--epochs', 1)
+    with pytest.raises(OptionError, match=rf'^--resume {folder}/none.tar: there is no such file'):
+        train('--resume', folder / 'none.tar')
+    half = copy_of(folder / 'last.pth.tar', 'half.tar')
+    truncate(half)
+    with pytest.raises(OptionError, match=rf'^--resume {half}: truncated'):
+        train('--resume', half)
+    with pytest.raises(OptionError, match=r'^--resume .*does not fit EfficientNet: \d+ missing \(.*\d+ unexpected'):
+        train('--resume', folder / 'last.pth.tar', '--model', 'test_efficientnet')
+    with pytest.raises(
+        OptionError, match=r'^--resume .*does not fit ResNet: 2 of another shape \(fc.weight \(4, 50\) for'
+    ):
+        wider = torch.nn.functional.pad
+        state = read_checkpoint(folder / 'last.pth.tar')
+        weights = {**state['state_dict'], 'fc.bias': wider(state['state_dict']['fc.bias'], (0, 1))}
+        weights['fc.weight'] = state['state_dict']['fc.weight'][:, :50]
+        torch.save({**state, 'state_dict': weights}, folder / 'other.tar')
+        train('--resume', folder / 'other.tar')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['run']
+
+
+# A full disk
+
+
+def failing_save(after, error):
+    """torch.save that, after so many calls, writes a part of the file and fails."""
+    save, calls = torch.save, []
+
+    def fail(state, path):
+        calls.append(path)
+        if len(calls) <= after:
+            return save(state, path)
+        Path(path).write_bytes(b'half a checkpoint')
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError('[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/7'),
+    ],
+)
+@pytest.mark.parametrize('options', [[], ['--recovery-interval', 1]])
+def test_a_full_disk_leaves_earlier_checkpoints_and_no_piece_of_a_file(options, error, train, monkeypatch, tmp_path):
+    good = 5 if options else 1  # the first epoch and its four recovery checkpoints
+    monkeypatch.setattr(torch, 'save', failing_save(good, error))
+    with pytest.raises(OptionError, match=rf'^--output {tmp_path}/run: .*epoch 1 .*earlier checkpoints are intact'):
+        train(*options)
+    names = {path.name for path in (tmp_path / 'run').iterdir()}
+    recoveries = {'recovery-0-2.pth.tar', 'recovery-0-3.pth.tar'} if options else set()
+    checkpoint_names = {'checkpoint-0.pth.tar', 'last.pth.tar', 'model_best.pth.tar'} | recoveries
+    assert names == checkpoint_names | {'args.yaml', 'summary.csv'}
+    for name in checkpoint_names:
+        assert read_checkpoint(tmp_path / 'run' / name)['epoch'] == 0
+    assert find_newest(tmp_path / 'run', finished_only=True) == str(tmp_path / 'run' / 'last.pth.tar')
+
+
+def test_a_run_killed_while_it_writes_leaves_complete_files(train, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, 'save', failing_save(1, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    folder = tmp_path / 'run'
+    for name in ('checkpoint-0.pth.tar', 'last.pth.tar', 'model_best.pth.tar'):
+        assert read_checkpoint(folder / name)['epoch'] == 0
+    train('--resume', 'auto')
+    assert [row['epoch'] for row in read_summary(folder)] == ['0', '1']
+    assert not list(folder.glob('*tmp*'))
+
+
+def test_hard_links_are_not_needed(train, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EPERM, 'Operation not permitted')
+
+    monkeypatch.setattr(checkpoints.os, 'link', refuse)
+    folder = train()
+    assert {read_checkpoint(path)['epoch'] for path in folder.glob('checkpoint-*')} == {0, 1}
+    assert read_checkpoint(folder / 'last.pth.tar')['epoch'] == 1
+    assert not list(folder.glob('*tmp*'))

@@ -1,0 +1,195 @@
+"""summary.csv: timm's columns first, the same columns in every row, whole at any moment."""
+
+import csv
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from timm.utils.summary import update_summary
+
+from regaug.errors import OptionError
+from regaug.training.summary import Summary, epoch_row, write_whole
+from tests.helpers.training import read_summary
+
+TRAIN = {'loss': 1.5}
+EVAL = {'loss': 0.75, 'top1': 80.0, 'top5': 95.0}
+TIMM_COLUMNS = ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+
+
+def read(path):
+    with path.open(newline='') as file:
+        return list(csv.reader(file))
+
+
+def write_epochs(path, epochs, start_epoch=0, **terms):
+    summary = Summary(path, start_epoch)
+    for epoch in epochs:
+        summary.add(epoch_row(epoch, {**TRAIN, **terms}, EVAL, 0.1, 'main'))
+
+
+# --- columns ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('eval_metrics', [EVAL, None])
+def test_timms_columns_come_first_with_timms_values(tmp_path, eval_metrics):
+    summary = Summary(tmp_path / 'ours.csv', 0)
+    for epoch in range(3):
+        train = {'loss': 1.0 / (epoch + 1)}
+        summary.add(epoch_row(epoch, {**train, 'sub1_loss': 0.5}, eval_metrics, 0.1, 'main'))
+        update_summary(epoch, train, eval_metrics, str(tmp_path / 'timms.csv'), lr=0.1)
+    ours, timms = read(tmp_path / 'ours.csv'), read(tmp_path / 'timms.csv')
+    assert timms[0] == (TIMM_COLUMNS if eval_metrics else ['epoch', 'train_loss', 'lr'])
+    assert [row[: len(timms[0])] for row in ours] == timms
+    assert ours[0][len(timms[0]) :] == ['phase', 'train_sub1_loss']
+    assert ours[1][len(timms[0]) :] == ['main', '0.5']
+
+
+def test_a_term_that_appears_later_has_a_column_in_every_row(tmp_path):
+    path = tmp_path / 'summary.csv'
+    summary = Summary(path, 0)
+    summary.add(epoch_row(0, TRAIN, EVAL, 0.1, 'main'))
+    summary.add(epoch_row(1, {**TRAIN, 'sub1_loss': 0.25}, EVAL, 0.1, 'main'))
+    summary.add(epoch_row(2, TRAIN, EVAL, 0.1, 'refine'))
+    header, *rows = read(path)
+    assert header == [*TIMM_COLUMNS, 'phase', 'train_sub1_loss']
+    assert [len(row) for row in rows] == [8, 8, 8]
+    assert [row[-1] for row in rows] == ['', '0.25', '']
+
+
+def test_evaluation_that_appears_later_keeps_every_value_under_its_name(tmp_path):
+    path = tmp_path / 'summary.csv'
+    summary = Summary(path, 0)
+    summary.add(epoch_row(0, TRAIN, None, 0.1, 'main'))
+    summary.add(epoch_row(1, TRAIN, EVAL, 0.05, 'main'))
+    with path.open(newline='') as file:
+        first, second = csv.DictReader(file)
+    assert (first['lr'], first['phase'], first['eval_top1']) == ('0.1', 'main', '')
+    assert (second['lr'], second['phase'], second['eval_top1']) == ('0.05', 'main', '80.0')
+
+
+def test_lines_end_as_on_unix(tmp_path):
+    write_epochs(tmp_path / 'summary.csv', range(2))
+    assert b'\r' not in (tmp_path / 'summary.csv').read_bytes()
+
+
+# --- resuming -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('start_epoch', 'kept'), [(0, []), (1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (9, [0, 1, 2])])
+def test_rows_from_the_first_new_epoch_on_are_dropped(tmp_path, start_epoch, kept):
+    path = tmp_path / 'summary.csv'
+    write_epochs(path, range(3))
+    write_epochs(path, [start_epoch], start_epoch)
+    header, *rows = read(path)
+    assert header == [*TIMM_COLUMNS, 'phase']
+    assert [int(row[0]) for row in rows] == [*kept, start_epoch]
+
+
+def test_a_resumed_table_is_the_table_of_an_uninterrupted_run(tmp_path):
+    write_epochs(tmp_path / 'whole.csv', range(5), sub1_loss=0.25)
+    write_epochs(tmp_path / 'parts.csv', range(4), sub1_loss=0.25)
+    write_epochs(tmp_path / 'parts.csv', range(2, 5), 2, sub1_loss=0.25)
+    assert (tmp_path / 'parts.csv').read_text() == (tmp_path / 'whole.csv').read_text()
+
+
+def test_columns_that_only_the_resumed_part_has_are_added_to_earlier_rows(tmp_path):
+    path = tmp_path / 'summary.csv'
+    write_epochs(path, range(2))
+    write_epochs(path, [2], 2, sub1_loss=0.25)
+    assert [row[-1] for row in read(path)] == ['train_sub1_loss', '', '', '0.25']
+    assert {len(row) for row in read(path)} == {8}
+
+
+def test_a_table_of_timms_script_is_continued(tmp_path):
+    path = tmp_path / 'summary.csv'
+    for epoch in range(2):
+        update_summary(epoch, TRAIN, EVAL, str(path), lr=0.1)
+    write_epochs(path, [2], 2)
+    header, *rows = read(path)
+    assert header == [*TIMM_COLUMNS, 'phase']
+    assert [row[:6] for row in rows] == [[str(epoch), '1.5', '0.75', '80.0', '95.0', '0.1'] for epoch in range(3)]
+
+
+def test_an_empty_file_left_by_a_full_disk_is_no_obstacle(tmp_path):
+    path = tmp_path / 'summary.csv'
+    path.touch()
+    write_epochs(path, range(2))
+    assert len(read(path)) == 3
+
+
+# --- whole files --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_earlier_table_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / 'summary.csv'
+    summary = Summary(path, 0)
+    summary.add(epoch_row(0, TRAIN, EVAL, 0.1, 'main'))
+    before = path.read_text()
+
+    def write_half(writer, rows):
+        writer.writerow(rows[0])
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(csv.DictWriter, 'writerows', write_half)
+    with pytest.raises((OSError, ValueError)):
+        summary.add(epoch_row(1, TRAIN, EVAL, 0.1, 'main'))
+    assert path.read_text() == before
+
+
+def test_the_table_appears_by_renaming_a_complete_one(tmp_path, monkeypatch):
+    path = tmp_path / 'summary.csv'
+    contents = []
+
+    def watch(src, dst):
+        contents.append((Path(src).read_text(), Path(dst).read_text() if Path(dst).exists() else ''))
+        os.rename(src, dst)
+
+    monkeypatch.setattr(os, 'replace', watch)
+    write_epochs(path, range(3))
+    assert [new.count('\n') for new, _ in contents] == [2, 3, 4]
+    assert [old for _, old in contents] == ['', contents[0][0], contents[1][0]]
+    assert [file.name for file in tmp_path.iterdir()] == ['summary.csv']
+
+
+def test_an_existing_table_is_never_written_into_not_even_to_drop_rows(tmp_path):
+    path, other_name = tmp_path / 'summary.csv', tmp_path / 'same file'
+    write_epochs(path, range(3))
+    os.link(path, other_name)
+    before = other_name.read_text()
+    write_epochs(path, [1], 1)
+    assert other_name.read_text() == before
+    assert [row[0] for row in read(path)] == ['epoch', '0', '1']
+
+
+def test_small_files_are_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / 'args.yaml'
+    write_whole(path, 'lr: 1\n')
+
+    def no_space(src, dst):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', no_space)
+    with pytest.raises(OptionError, match=r'--output .*args\.yaml cannot be written .*No space left'):
+        write_whole(path, 'lr: 2\n')
+    assert [file.name for file in tmp_path.iterdir()] == ['args.yaml']
+    assert path.read_text() == 'lr: 1\n'
+
+
+# --- of a real run ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_one_row_for_each_evaluated_epoch(train):
+    folder = train('--epochs', 5, '--val-interval', 2)
+    rows = read_summary(folder)
+    assert [int(row['epoch']) for row in rows] == [1, 3, 4]
+    assert list(rows[0]) == [*TIMM_COLUMNS, 'phase']
+
+
+def test_gradaug_that_starts_late_has_its_columns_from_the_first_row_on(train):
+    folder = train('--epochs', 3, '--gradaug', 1, '--gradaug-min-width', 0.5, '--gradaug-start-epoch', 1)
+    rows = read_summary(folder)
+    assert list(rows[0])[:7] == [*TIMM_COLUMNS, 'phase']
+    assert 'train_sub1_loss' in rows[0]
+    assert [bool(row['train_sub1_loss']) for row in rows] == [False, True, True]
+    assert len({len(line.split(',')) for line in (folder / 'summary.csv').read_text().splitlines()}) == 1
