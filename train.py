@@ -13,8 +13,8 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 
 from regaug import cli, options
-from regaug.device import reseed_epoch
 from regaug.errors import OptionError
+from regaug.seeds import reseed_epoch
 from regaug.training.checkpoints import find_newest
 from regaug.training.dry_run import dry_run
 from regaug.training.engine import mean_lr

@@ -1,14 +1,11 @@
-"""Device, process group, number formats and random state of a run."""
+"""Device, process group and number formats of a run."""
 
-import hashlib
 import logging
-import random
 from contextlib import nullcontext
 from functools import partial
 
-import numpy as np
 import torch
-from timm.utils import NativeScaler, dispatch_clip_grad, init_distributed_device
+from timm.utils import NativeScaler, init_distributed_device
 
 _logger = logging.getLogger('train')
 
@@ -72,64 +69,3 @@ class Precision:
 
     def autocast(self):
         return self._autocast()
-
-
-class Updater:
-    """Turns losses into weight updates: backward, unscaling, clipping, step.
-
-    Args:
-        clip_grad: clipping value of `clip_mode`, None for no clipping.
-        clip_mode: timm's `norm`, `value` or `agc` (which leaves the classifier out).
-    """
-
-    def __init__(self, optimizer, task, *, loss_scaler=None, clip_grad=None, clip_mode='norm'):
-        self.optimizer = optimizer
-        self.task = task
-        self.loss_scaler = loss_scaler
-        self.clip_grad = clip_grad
-        self.clip_mode = clip_mode
-        self.second_order = getattr(optimizer, 'is_second_order', False)
-
-    def backward(self, loss):
-        if self.loss_scaler is not None:
-            loss = self.loss_scaler.scale(loss)
-        loss.backward(create_graph=self.second_order)
-
-    def step(self, measure_norm=False):
-        """Apply the accumulated gradients and clear them.
-
-        Args:
-            measure_norm: return the gradients' total norm.
-
-        Returns:
-            L2 norm of all gradients before clipping (float), or None when not asked for.
-        """
-        norm = None
-        if self.loss_scaler is not None and (measure_norm or self.clip_grad is not None):
-            self.loss_scaler.unscale_(self.optimizer)
-        if measure_norm:
-            gradients = [p.grad for p in self.task.get_clip_parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients).item()
-        if self.clip_grad is not None:
-            parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
-            dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
-        if self.loss_scaler is not None:
-            self.loss_scaler.step(self.optimizer)
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
-
-
-def derived_seed(*parts):
-    """A 63-bit seed that depends on every part and on nothing else, the same on every machine."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, 'big') >> 1
-
-
-def reseed_epoch(seed, epoch, rank):
-    """Seed every generator of the process for one epoch (`--exact-resume`)."""
-    value = derived_seed('epoch', seed, epoch, rank)
-    random.seed(value)
-    np.random.seed(value % 2**32)
-    torch.manual_seed(value)

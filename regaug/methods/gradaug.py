@@ -6,7 +6,6 @@ the authors' rebuttal for the depth variant.
 
 import copy
 import random
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy
 from torch import nn
 
-from regaug.device import derived_seed
+from regaug.seeds import derived_seed, separate_randomness
 from regaug.training.averages import FULL
 
 # Shares of the training size, as 224, 192, 160, 128 on ImageNet (section 4.1).
@@ -251,14 +250,3 @@ class SubnetSwitch(nn.Module):
 
     def forward(self, input, use_subnet=False):
         return self.subnet(input) if use_subnet else self.module(input)
-
-
-@contextmanager
-def separate_randomness(device, *parts):
-    """Seed PyTorch's generators from the given values, and restore them on exit.
-
-    Dropout and drop path inside leave the random stream outside as it is.
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
-        torch.manual_seed(derived_seed(*parts))
-        yield

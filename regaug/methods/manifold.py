@@ -10,7 +10,7 @@ import torch
 from timm.data.mixup import one_hot
 from torch import nn
 
-from regaug.device import derived_seed
+from regaug.seeds import derived_seed
 from regaug.slimmable.structure import meta_copy
 
 

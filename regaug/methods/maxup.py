@@ -9,8 +9,8 @@ import functools
 import numpy as np
 import torch
 
-from regaug.device import derived_seed
 from regaug.methods.scoring import lowest_losses, worst_of
+from regaug.seeds import derived_seed
 
 
 class MaxUp:

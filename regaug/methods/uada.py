@@ -18,8 +18,8 @@ import torch
 
 from regaug.augment.operators import NUM_LEVELS, OPERATORS
 from regaug.augment.parameters import Parameters
-from regaug.device import derived_seed
 from regaug.methods.scoring import select
+from regaug.seeds import derived_seed
 
 _CHECK_EVERY = 500  # updates: how often reused scores are compared with exact ones
 

@@ -2,7 +2,6 @@
 
 import torch
 
-from regaug.errors import OptionError
 from regaug.slimmable.structure import meta_copy
 from regaug.slimmable.trace import untouched_generators
 
@@ -27,23 +26,3 @@ def shape_error(model, shape):
         reason = ' '.join(str(error).split())
         return None if isinstance(error, NotImplementedError) or 'meta' in reason else reason[:200]
     return None
-
-
-def check_input_size(model, args, input_size):
-    """Make sure that the model can take the images it will be trained on.
-
-    Args:
-        input_size: (C, H, W) as timm resolves it.
-
-    Raises:
-        OptionError: naming the option that set the size.
-    """
-    if args.naflex_loader or args.torchscript:
-        return
-    channels, height, width = input_size
-    sizes = [(size, size) for size in args.train_img_sizes or ()] or [(height, width)]
-    option = '--train-img-sizes' if args.train_img_sizes else '--img-size' if args.img_size else '--input-size'
-    for size in sizes:
-        reason = shape_error(model, (channels, *size))
-        if reason is not None:
-            raise OptionError(f'{option} {size[0]}x{size[1]}: --model {args.model} cannot take such images ({reason}).')

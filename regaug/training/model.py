@@ -9,7 +9,8 @@ from timm.utils import set_jit_fuser
 from torch import nn
 
 from regaug.errors import OptionError
-from regaug.training.checkpoints import check_weights, read_weights
+from regaug.files import check_weights, read_weights
+from regaug.slimmable.shapes import shape_error
 
 _logger = logging.getLogger('train')
 
@@ -154,3 +155,23 @@ def resolve_learning_rate(args, loader):
         f'Learning rate {args.lr:.6g}: base {args.lr_base:g} at batch size {args.lr_base_size}, '
         f'global batch size {batch_size:g}, {args.lr_base_scale} scaling.'
     )
+
+
+def check_input_size(model, args, input_size):
+    """Make sure that the model can take the images it will be trained on.
+
+    Args:
+        input_size: (C, H, W) as timm resolves it.
+
+    Raises:
+        OptionError: naming the option that set the size.
+    """
+    if args.naflex_loader or args.torchscript:
+        return
+    channels, height, width = input_size
+    sizes = [(size, size) for size in args.train_img_sizes or ()] or [(height, width)]
+    option = '--train-img-sizes' if args.train_img_sizes else '--img-size' if args.img_size else '--input-size'
+    for size in sizes:
+        reason = shape_error(model, (channels, *size))
+        if reason is not None:
+            raise OptionError(f'{option} {size[0]}x{size[1]}: --model {args.model} cannot take such images ({reason}).')

@@ -12,8 +12,9 @@ from timm.utils import get_outdir, random_seed
 
 from regaug.data.datasets import check_classes, create_datasets
 from regaug.data.loaders import TrainLoader, create_eval_loader
-from regaug.device import Precision, Updater, prepare_device
+from regaug.device import Precision, prepare_device
 from regaug.errors import OptionError
+from regaug.files import read_checkpoint, write_whole
 from regaug.methods.create import (
     attach_subnetworks,
     check_selector,
@@ -22,15 +23,15 @@ from regaug.methods.create import (
     create_selector,
 )
 from regaug.options import args_as_yaml
-from regaug.slimmable.shapes import check_input_size
-from regaug.training.checkpoints import Resumed, Saver, find_newest, next_epoch, read_checkpoint, resume, resume_ema
+from regaug.training.checkpoints import Resumed, Saver, find_newest, next_epoch, resume, resume_ema
 from regaug.training.engine import Engine, updates_per_epoch
 from regaug.training.interrupt import StopRequest
-from regaug.training.model import build_model, place_model, resolve_learning_rate
+from regaug.training.model import build_model, check_input_size, place_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.report import Report
-from regaug.training.summary import Summary, write_whole
+from regaug.training.summary import Summary
 from regaug.training.task import create_criterion, create_task
+from regaug.training.updates import Updater
 from regaug.training.wandb_log import WandbLog
 
 _logger = logging.getLogger('train')

@@ -2,26 +2,9 @@
 
 import csv
 import io
-import os
 from pathlib import Path
 
-from regaug.errors import OptionError
-
-
-def write_whole(path, text):
-    """Write a text file under a temporary name, then rename it.
-
-    Raises:
-        OptionError: when it cannot be written (a full disk); what was there before is intact.
-    """
-    path = Path(path)
-    temporary = Path(f'{path}.tmp')
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OptionError(f'--output {path.parent}: {path.name} cannot be written ({error}).') from error
+from regaug.files import write_whole
 
 
 class Summary:

@@ -10,7 +10,7 @@ from timm.models import resolve_model_input_args
 from timm.utils import reparameterize_model, set_jit_fuser
 
 from regaug.errors import OptionError
-from regaug.training.checkpoints import load_weights
+from regaug.files import load_weights
 
 _logger = logging.getLogger('validate')
 

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from regaug.errors import OptionError
-from regaug.training.summary import write_whole
+from regaug.files import write_whole
 
 _logger = logging.getLogger('validate')
 

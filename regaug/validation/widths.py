@@ -16,9 +16,9 @@ from torchvision.datasets import ImageFolder
 
 from regaug.data.samples import Samples
 from regaug.errors import OptionError
+from regaug.files import read_checkpoint
 from regaug.slimmable import SlimmablePlan, calibrate, extract
 from regaug.slimmable.structure import batch_norms
-from regaug.training.checkpoints import read_checkpoint
 from regaug.validation.model import place
 
 _logger = logging.getLogger('validate')

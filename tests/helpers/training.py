@@ -8,7 +8,6 @@ import timm
 import torch
 from torch import nn
 
-from regaug.device import Updater
 from regaug.methods.create import create_gradaug
 from regaug.methods.gradaug import GradAug
 from regaug.options import parse_train
@@ -17,6 +16,7 @@ from regaug.training.engine import Engine
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model
 from regaug.training.task import RegAugTask
+from regaug.training.updates import Updater
 from tests.helpers.slimmable_oracle import make_generic
 
 CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS = 4, 40, 16, 4

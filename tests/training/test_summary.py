@@ -9,7 +9,8 @@ import pytest
 from timm.utils.summary import update_summary
 
 from regaug.errors import OptionError
-from regaug.training.summary import Summary, epoch_row, write_whole
+from regaug.files import write_whole
+from regaug.training.summary import Summary, epoch_row
 from tests.helpers.training import read_summary
 
 TRAIN = {'loss': 1.5}

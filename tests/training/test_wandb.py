@@ -20,8 +20,8 @@ from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train as train_script
-from regaug.device import Updater
 from regaug.training.task import RegAugTask
+from regaug.training.updates import Updater
 from regaug.training.wandb_log import WandbLog, caption
 from tests.helpers.training import make_model, make_task, read_summary, train_args, train_argv
 

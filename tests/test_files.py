@@ -10,9 +10,9 @@ import timm
 import torch
 
 import train as train_script
+from regaug import files
 from regaug.errors import OptionError
-from regaug.training import checkpoints
-from regaug.training.checkpoints import check_weights, load_weights
+from regaug.files import check_weights, load_weights
 from tests.helpers.checkpoints import Dangerous, create_saver
 from tests.helpers.training import make_model, read_checkpoint, train_argv
 
@@ -40,7 +40,7 @@ def saved(saver, tmp_path):
 @pytest.mark.parametrize('mmap', [False, True])
 def test_a_missing_file_is_named(tmp_path, mmap):
     with pytest.raises(OptionError, match=r'--resume .*/gone\.pth: there is no such file'):
-        checkpoints.read_checkpoint(tmp_path / 'gone.pth', '--resume', mmap=mmap)
+        files.read_checkpoint(tmp_path / 'gone.pth', '--resume', mmap=mmap)
 
 
 @pytest.mark.parametrize('mmap', [False, True])
@@ -49,13 +49,13 @@ def test_a_file_cut_off_anywhere_is_called_truncated(saved, tmp_path, mmap, shar
     path = tmp_path / 'short.pth.tar'
     path.write_bytes(saved.read_bytes()[: int(share * saved.stat().st_size)])
     with pytest.raises(OptionError, match=r'--resume .*/short\.pth\.tar: truncated, or no checkpoint') as caught:
-        checkpoints.read_checkpoint(path, '--resume', mmap=mmap)
+        files.read_checkpoint(path, '--resume', mmap=mmap)
     assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('mmap', [False, True])
 def test_a_whole_file_is_read(saved, mmap):
-    checkpoint = checkpoints.read_checkpoint(saved, '--resume', mmap=mmap)
+    checkpoint = files.read_checkpoint(saved, '--resume', mmap=mmap)
     assert (checkpoint['epoch'], checkpoint['args'].model) == (3, 'test_resnet')
 
 
@@ -65,7 +65,7 @@ def test_code_in_a_foreign_file_is_refused_and_never_run(tmp_path, mmap, zipped)
     path, victim = tmp_path / 'foreign.pth', tmp_path / 'victim'
     torch.save({'state_dict': Dangerous(victim)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(OptionError, match=r'--initial-checkpoint .*foreign\.pth'):
-        checkpoints.read_checkpoint(path, '--initial-checkpoint', mmap=mmap)
+        files.read_checkpoint(path, '--initial-checkpoint', mmap=mmap)
     assert not victim.exists()
 
 
@@ -84,26 +84,26 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content, mmap):
     path = tmp_path / 'other.pth'
     path.write_bytes(content)
     with pytest.raises(OptionError, match=r'--resume .*other\.pth: truncated, or no checkpoint'):
-        checkpoints.read_checkpoint(path, '--resume', mmap=mmap)
+        files.read_checkpoint(path, '--resume', mmap=mmap)
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
     with pytest.raises(OptionError, match='--resume'):
-        checkpoints.read_checkpoint(tmp_path, '--resume')
+        files.read_checkpoint(tmp_path, '--resume')
 
 
 @pytest.mark.parametrize(('value', 'kind'), [([1, 2], 'list'), (torch.zeros(3), 'Tensor')])
 def test_something_else_than_a_dict_is_refused(tmp_path, value, kind):
     torch.save(value, tmp_path / 'other.pth')
     with pytest.raises(OptionError, match=f'holds a {kind}, not a dict of weights'):
-        checkpoints.read_checkpoint(tmp_path / 'other.pth', '--resume')
+        files.read_checkpoint(tmp_path / 'other.pth', '--resume')
 
 
 @pytest.mark.parametrize('mmap', [False, True])
 def test_files_of_pytorchs_old_format_are_read(model, tmp_path, mmap):
     path = tmp_path / 'old.pth'
     torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
-    assert list(checkpoints.read_checkpoint(path, '--resume', mmap=mmap)) == list(model.state_dict())
+    assert list(files.read_checkpoint(path, '--resume', mmap=mmap)) == list(model.state_dict())
 
 
 # --- comparing ----------------------------------------------------------------------------------------------------

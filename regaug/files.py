@@ -1,0 +1,118 @@
+"""Files that both scripts share: written whole or not at all, checkpoints and weights read with clear messages."""
+
+import argparse
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+
+from regaug.errors import OptionError
+
+_NUMPY = ('.npz', '.npy')  # read by timm's models themselves
+
+
+def write_whole(path, text):
+    """Write a text file under a temporary name, then rename it.
+
+    Raises:
+        OptionError: when it cannot be written (a full disk); what was there before is intact.
+    """
+    path = Path(path)
+    temporary = Path(f'{path}.tmp')
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OptionError(f'--output {path.parent}: {path.name} cannot be written ({error}).') from error
+
+
+def read_checkpoint(path, option, mmap=False):
+    """Read a training checkpoint or a file of weights, tensors and plain values only.
+
+    Raises:
+        OptionError: naming `option`, when the file is missing, truncated or no checkpoint.
+    """
+    try:
+        mmap = mmap and zipfile.is_zipfile(path)  # PyTorch's older format cannot be mapped
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+    except FileNotFoundError as error:
+        raise OptionError(f'{option} {path}: there is no such file.') from error
+    except Exception as error:  # on bytes that are no checkpoint the unpickler raises whatever it stumbles over
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OptionError(f'{option} {path}: truncated, or no checkpoint of PyTorch ({reason}).') from error
+    if not isinstance(checkpoint, dict):
+        raise OptionError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a dict of weights.')
+    return checkpoint
+
+
+def read_weights(path, option, *, use_ema=True):
+    """The weights in a file by name: a checkpoint of timm's or ours, a state dict, or safetensors.
+
+    Args:
+        path: the file.
+        option: the option that named it, for messages.
+        use_ema: take the moving average where there is one, as timm does.
+
+    Raises:
+        OptionError: when the file is missing, truncated or foreign.
+    """
+    if not Path(path).is_file():
+        raise OptionError(f'{option} {path}: there is no such file.')
+    if Path(path).suffix.lower() != '.safetensors':
+        read_checkpoint(path, option, mmap=True)
+    try:
+        return load_state_dict(str(path), use_ema=use_ema)
+    except SafetensorError as error:
+        raise OptionError(f'{option} {path}: truncated, or no safetensors file ({error}).') from error
+
+
+def check_weights(state_dict, model, option, path):
+    """Compare weights with a model before they are loaded.
+
+    Raises:
+        OptionError: naming `option`, with a summary of the names and shapes that differ.
+    """
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state_dict.items() if torch.is_tensor(value)}
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shapes = [
+        f'{name} {found[name]} for {shape}'
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    differences = [
+        f'{len(names)} {what} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+        for names, what in ((missing, 'missing'), (unexpected, 'unexpected'), (shapes, 'of another shape'))
+        if names
+    ]
+    if differences:
+        raise OptionError(f'{option} {path}: does not fit {type(model).__name__}: {"; ".join(differences)}.')
+
+
+def load_weights(model, path, *, use_ema, option):
+    """Load the weights of a checkpoint (timm's or ours, `.pth.tar`, `.pth`, `.safetensors`, `.npz`) into a model.
+
+    Args:
+        use_ema: take the moving average where the checkpoint has one.
+        option: the option that named the file, for messages.
+
+    Raises:
+        OptionError: when the file is missing, truncated, foreign or does not fit.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in _NUMPY:
+        if not Path(path).is_file():
+            raise OptionError(f'{option} {path}: there is no such file.')
+        if not hasattr(model, 'load_pretrained'):
+            raise OptionError(f'{option} {path}: {type(model).__name__} cannot read NumPy checkpoints.')
+        model.load_pretrained(str(path))
+        return
+    state_dict = read_weights(path, option, use_ema=use_ema)
+    check_weights(state_dict, model, option, path)
+    model.load_state_dict(state_dict)
