@@ -8,6 +8,7 @@ from timm.data.naflex_mixup import NaFlexMixup
 
 from regaug.data.samples import Views
 from regaug.data.transforms import use_pad_crop, weaken_policies
+from regaug.data.workers import leave_signals_to_main
 from regaug.errors import OptionError
 
 
@@ -208,6 +209,7 @@ class TrainLoader:
             return False
         self.loader = self.mixup_fn = None  # the last references: the old workers are shut down here
         self.loader, self.mixup_fn = create_train_loader(phase, self.dataset, self.data_config, **self.fixed)
+        leave_signals_to_main(self.loader)
         if len(self.loader) == 0:
             raise OptionError(
                 f'--batch-size {phase.options.batch_size}: the training set ({len(self.dataset)} images) '
