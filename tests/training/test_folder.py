@@ -60,9 +60,7 @@ def test_going_on_from_an_old_checkpoint_beside_later_ones_is_refused_or_discard
     folder = train('--exact-resume', '--epochs', 3)
     reference = shutil.copytree(folder, folder.with_name('reference'))
     old = folder / 'checkpoint-0.pth.tar'
-    with pytest.raises(
-        OptionError, match='^--resume .*0.pth.tar: .* is of a later epoch'
-    ):
+    with pytest.raises(OptionError, match=r'^--resume .*0\.pth\.tar: .* is of a later epoch'):
         train('--exact-resume', '--epochs', 3, '--resume', old)
     train('--exact-resume', '--epochs', 2, '--resume', old, '--overwrite')
     assert sorted(path.name for path in folder.glob('checkpoint-*')) == ['checkpoint-0.pth.tar', 'checkpoint-1.pth.tar']
