@@ -34,6 +34,8 @@ class SlimmablePlan:
     Args:
         model: any network that maps [B, C, H, W] to one or several tensors.
         example_size: (C, H, W) of an input. Models with global pooling also run at other sizes afterwards.
+        full: names of modules whose outputs keep all channels at every width. A name stands for the modules inside it
+            too: `('fpn',)` keeps every map of a feature pyramid as wide as the heads after it expect.
 
     Attributes:
         layers: names of the modules that hold slimmed weights.
@@ -42,17 +44,22 @@ class SlimmablePlan:
         repairs: what verification repaired, one line each.
 
     Raises:
-        ValueError: the model cannot be traced, or no layer can be slimmed.
+        ValueError: the model cannot be traced, no layer can be slimmed, or it has or runs no module named in `full`.
     """
 
-    def __init__(self, model: nn.Module, example_size: Sequence[int]):
+    def __init__(self, model: nn.Module, example_size: Sequence[int], full: Sequence[str] = ()):
         self._model_name = type(model).__name__
+        for name in full:
+            try:
+                model.get_submodule(name)
+            except AttributeError as error:
+                raise ValueError(f'full={name!r}: {self._model_name} has no module of that name') from error
         pristine = _meta_copy(model)
         dtype = next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
         x = torch.empty((TRACE_BATCH, *example_size), dtype=dtype, device='meta')
         with untouched_generators():
             try:
-                trace = run_trace(structure_copy(pristine, to_meta), x)
+                trace = run_trace(structure_copy(pristine, to_meta), x, full)
                 self.repairs = verify(trace, pristine, x)
             except Exception as error:
                 raise ValueError(

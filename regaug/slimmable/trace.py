@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -137,11 +137,42 @@ class FixedHeadSize(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def run_trace(model: nn.Module, x: torch.Tensor) -> Trace:
-    """Trace a meta copy of a model, in its present mode, on a meta input [B, C, H, W]."""
+def keep_outputs(model: nn.Module, name: str, labels: Labels) -> set[str]:
+    """Keep all channels of what a module and the modules inside it give, whenever they run.
+
+    Returns:
+        The names of those that have run; it fills as they do.
+    """
+    ran = set()
+
+    def keep(module: nn.Module, args: tuple, output: object):
+        ran.add(labels.module_names[id(module)])
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                for axis in labels.axes(tensor):
+                    freeze(axis, f'outputs of {name} stay at full width')
+
+    for module in model.get_submodule(name).modules():
+        module.register_forward_hook(keep)
+    return ran
+
+
+def run_trace(model: nn.Module, x: torch.Tensor, full: Sequence[str] = ()) -> Trace:
+    """Trace a meta copy of a model, in its present mode, on a meta input [B, C, H, W].
+
+    Args:
+        full: names of modules whose outputs keep all channels, and those of the modules inside them.
+
+    Raises:
+        ValueError: none of the modules under a name of `full` runs.
+    """
     labels = Labels(model)
+    ran = {name: keep_outputs(model, name, labels) for name in full}
     with torch.no_grad(), FixedHeadSize(labels), Trace(labels) as trace:
         output = model(x)
+    for name, modules in ran.items():
+        if not modules:
+            raise ValueError(f'full={name!r}: the model does not run it')
     for tensor in tree_leaves(output):
         if isinstance(tensor, torch.Tensor):
             for axis in labels.axes(tensor):
