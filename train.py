@@ -29,21 +29,9 @@ _logger = logging.getLogger('train')
 
 def main(argv=None):
     args = options.parse_train(argv)
-    run = Run(args)
-    run.prepare()
-    run.build_model()
-    run.build_data()
-    run.find_start()
-    run.build_loaders()
-    run.build_task()
-    run.resume()
-    run.wrap_model()
-    run.build_schedule()
+    run = Run(args).build()
     if args.dry_run:
-        run.build_engine()
         return dry_run(run)
-    run.open_outputs()
-    run.build_engine()
     run.stop.install()
     return train(run)
 
@@ -90,6 +78,7 @@ def run_epoch(run, epoch):
     if args.exact_resume:
         reseed_epoch(args.seed, epoch, args.rank)
     run.train_data.set_epoch(epoch)
+    task.start_epoch(epoch)
     train_metrics = run.engine.train_one_epoch(epoch, run.train_data.loader, run.train_data.mixup_fn)
     run.report.on_unreadable(getattr(run.train_set, 'num_unreadable', 0))
     share_batch_norm(run, task.get_trainable_module())

@@ -1,22 +1,8 @@
 """Changes to the transforms that timm's factory builds."""
 
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
 from torchvision import transforms
-from torchvision.transforms import functional
-
-
-class ResizeToHold:
-    """Resize a PIL image, keeping its aspect ratio, to the smallest size that holds (height, width)."""
-
-    def __init__(self, size, interpolation):
-        self.size = size
-        self.interpolation = interpolation
-
-    def __call__(self, image):
-        scale = max(self.size[0] / image.height, self.size[1] / image.width)
-        size = [round(image.height * scale), round(image.width * scale)]
-        return functional.resize(image, size, self.interpolation)
 
 
 def use_pad_crop(dataset, data_config, *, padding, mode):
@@ -33,10 +19,9 @@ def use_pad_crop(dataset, data_config, *, padding, mode):
     steps = dataset.transform.transforms
     assert isinstance(steps[0], RandomResizedCropAndInterpolation), 'checked with the options'
     height, width = data_config['input_size'][-2:]
-    interpolation = str_to_interp_mode(data_config['interpolation'])
     steps[0] = transforms.Compose(
         [
-            ResizeToHold((height, width), interpolation),
+            ResizeKeepRatio((height, width), longest=0.0, interpolation=data_config['interpolation']),
             transforms.RandomCrop((height, width), padding=padding, padding_mode=mode),
         ]
     )

@@ -11,14 +11,17 @@ For each batch:
 5. train each sample on its worst candidate, the base being one of them.
 """
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from timm.data.loader import adapt_to_chs
 
 from regaug.augment.operators import NUM_LEVELS, OPERATORS
-from regaug.augment.parameters import Parameters
-from regaug.methods.scoring import select
+from regaug.augment.parameters import Augmentation, Parameters
+from regaug.errors import OptionError
+from regaug.methods.scoring import Scorer, Selection, select
 from regaug.seeds import derived_seed
 
 _CHECK_EVERY = 500  # updates: how often reused scores are compared with exact ones
@@ -245,3 +248,63 @@ class UADA:
         level_shares = (levels[..., None] == torch.arange(NUM_LEVELS, device=device)).float().mean(dim=(0, 1))
         figures |= {f'uada_operator/{name}': share for name, share in zip(OPERATORS, operators, strict=True)}
         return figures | {f'uada_level/{level}': share for level, share in enumerate(level_shares)}
+
+
+def create(args, model, data_config):
+    """UADA for these options, None without.
+
+    Raises:
+        OptionError: when it has no operators for the images.
+    """
+    if not args.uada:
+        return None
+    channels = data_config['input_size'][0]
+    if 'policy' in args.uada_groups and channels not in (1, 3):
+        raise OptionError(f'--uada-groups policy: its operators take 1 or 3 channels, these images have {channels}.')
+    build = functools.partial(create_uada, args=args, data_config=data_config)
+    option = f'--uada with --model {args.model}'
+    return Selection('uada', build, data_config, option=option, scores=args.uada_epsilon > 0)
+
+
+def create_uada(phase, task, args, data_config):
+    """UADA as it is in a phase.
+
+    Args:
+        phase: `training.phases.Phase`.
+        task: whose network scores the candidates.
+        args: the options as they were given.
+        data_config: timm's data configuration.
+    """
+    channels = data_config['input_size'][0]
+    augmentation = Augmentation(
+        args.uada_groups,
+        mean=adapt_to_chs(data_config['mean'], channels),
+        std=adapt_to_chs(data_config['std'], channels),
+        device=task.device,
+        dtype=getattr(torch, args.model_dtype or 'float32'),
+        padding=args.pad_crop,
+        pad_mode=args.pad_mode,
+        flip_prob=args.hflip,
+        cutout_size=args.cutout_size,
+        ranges=args.uada_ranges,
+        intensity=phase.intensity,
+    )
+    return UADA(
+        augmentation,
+        scorer=Scorer(task),
+        seed=args.seed,
+        delta=args.uada_delta,
+        epsilon=args.uada_epsilon,
+        step=args.uada_step,
+        reuse=args.uada_reuse,
+    )
+
+
+def adapt_phase(phase, epoch, args):
+    """Images come in [0, 1], and the loader leaves to UADA what its groups do; off in refinement."""
+    if not phase.options.uada:
+        return phase
+    if 'flip' in args.uada_groups:
+        phase = phase.with_options(hflip=0.0)
+    padding = 0 if 'crop' in args.uada_groups else phase.padding
+    return replace(phase.on('uada'), padding=padding, normalises=False)

@@ -71,7 +71,7 @@ def dry_run(run):
 def typical_epoch(run):
     """The first epoch of the phase that makes most of the run: a warm-up costs less than what follows."""
     phases = [phase_at(epoch, run.args) for epoch in range(run.start_epoch, run.num_epochs)]
-    kinds = [(phase.name, phase.gradaug) for phase in phases]
+    kinds = [(phase.name, phase.methods) for phase in phases]
     return run.start_epoch + kinds.index(Counter(kinds).most_common(1)[0][0]) if kinds else run.start_epoch
 
 

@@ -10,7 +10,7 @@ import torch
 from timm.task import evaluation_sample_limit
 from timm.utils import AverageMeter, reduce_tensor
 
-from regaug.training.averages import FULL, TermAverages, TermClock
+from regaug.training.averages import FULL, TermAverages
 from regaug.training.interrupt import Diverged, Interrupted
 
 
@@ -42,7 +42,6 @@ class UpdateRecord:
     Attributes:
         loss: the first term's loss, averaged over the ranks.
         terms: {(term, key): value} of the last micro-batch.
-        cost: time of choosing the input and of all terms relative to the first term's, in the last micro-batch.
         samples: images of the update, over all ranks.
         update_time, data_time: seconds per update, and of these waiting for data.
         grad_norm: L2 norm of the gradients before clipping, or None.
@@ -54,7 +53,6 @@ class UpdateRecord:
     num_updates: int
     loss: AverageMeter
     terms: dict
-    cost: float
     lr: float
     samples: int
     update_time: AverageMeter
@@ -122,13 +120,11 @@ class Engine:
             waited += time.perf_counter() - data_start
             if batch_idx % steps == 0:
                 task.begin_update(num_updates)
-            clock = TermClock(self.device)
-            input, target, figures = task.choose_input(input, target)
-            clock.start_terms(chose=bool(figures))
+            input, target, metrics = task.choose_input(input, target)
             batch_size = len(target)
-            terms.update(FULL, figures, batch_size)
+            terms.update(FULL, metrics, batch_size)
             scale = self._gradient_scale(loader, batch_size)
-            loss = self._backward(input, target, terms, clock, group_size=group_size, completes=completes, scale=scale)
+            loss = self._backward(input, target, terms, group_size=group_size, completes=completes, scale=scale)
             losses.update(loss, batch_size)
             finite = finite and math.isfinite(loss)
             samples += batch_size
@@ -154,7 +150,6 @@ class Engine:
                         num_updates=num_updates,
                         loss=self._average_over_ranks(losses),
                         terms=terms.last_values(),
-                        cost=clock.cost(),
                         lr=mean_lr(self.updater.optimizer),
                         samples=samples * args.world_size,
                         update_time=update_time,
@@ -190,7 +185,7 @@ class Engine:
             input = input.contiguous(memory_format=torch.channels_last)
         return input, target
 
-    def _backward(self, input, target, terms, clock, *, group_size, completes, scale):
+    def _backward(self, input, target, terms, *, group_size, completes, scale):
         """Run forward and backward of each loss term in turn, so that one graph is alive at a time.
 
         Returns:
@@ -206,7 +201,6 @@ class Engine:
                 if group_size > 1:
                     loss = loss / group_size
                 self.updater.backward(loss if scale is None else loss * scale)
-            clock.mark()
             terms.update(name, result, len(target))
             if main_loss is None:
                 main_loss = loss.detach()

@@ -50,8 +50,8 @@ class Report:
             if self.primary and (self.phase is not None or off):
                 _logger.info(f'Phase {phase.name}{off}.')
             self._picture_due = True
-        if phase.options.num_views != self.num_views:
-            self.num_views, self._warned_of_data = phase.options.num_views, False
+        if phase.num_views != self.num_views:
+            self.num_views, self._warned_of_data = phase.num_views, False
         self.phase = phase.name
 
     def on_update(self, record):
@@ -142,8 +142,7 @@ def term_figures(record):
             continue
         kind = '' if term == FULL else term.rstrip('0123456789') + ' '
         groups.setdefault(kind + key.rstrip('0123456789'), []).append(f'{value:.3g}')
-    figures = ''.join(f'  {key}: {" ".join(values)}' for key, values in groups.items())
-    return f'{figures}  Cost: {record.cost:.2f}' if record.cost != 1.0 else figures
+    return ''.join(f'  {key}: {" ".join(values)}' for key, values in groups.items())
 
 
 def peak_memory():

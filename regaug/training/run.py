@@ -15,22 +15,17 @@ from regaug.data.loaders import TrainLoader, create_eval_loader
 from regaug.device import Precision, prepare_device
 from regaug.errors import OptionError
 from regaug.files import read_checkpoint, write_whole
-from regaug.methods.create import (
-    attach_subnetworks,
-    check_selector,
-    create_gradaug,
-    create_manifold_mixup,
-    create_selector,
-)
+from regaug.methods import create_methods
 from regaug.options import args_as_yaml
 from regaug.training.checkpoints import Resumed, Saver, find_newest, next_epoch, resume, resume_ema
+from regaug.training.criterion import create_criterion
 from regaug.training.engine import Engine, updates_per_epoch
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model, check_input_size, place_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.report import Report
 from regaug.training.summary import Summary
-from regaug.training.task import create_criterion, create_task
+from regaug.training.task import create_task
 from regaug.training.updates import Updater
 from regaug.training.wandb_log import WandbLog
 
@@ -38,7 +33,7 @@ _logger = logging.getLogger('train')
 
 
 class Run:
-    """The parts of a run. The steps are called in the order in which they stand here.
+    """The parts of a run.
 
     Args:
         args: training options; the steps add to them what timm's script adds.
@@ -48,7 +43,23 @@ class Run:
         self.args = args
         self.config = args_as_yaml(args)
         self.given_classes = args.num_classes is not None
-        self.output_dir = self.saver = self.summary = self.wandb_log = None
+        self.output_dir = self.saver = self.summary = self.wandb_log = self.phase = None
+
+    def build(self):
+        """Build everything, in the order in which timm's script does; nothing is written before `open_outputs`."""
+        self.prepare()
+        self.build_model()
+        self.build_data()
+        self.find_start()
+        self.build_loaders()
+        self.build_task()
+        self.resume()
+        self.wrap_model()
+        self.build_schedule()
+        if not self.args.dry_run:
+            self.open_outputs()
+        self.build_engine()
+        return self
 
     def prepare(self):
         """Process group, device, number formats, random state."""
@@ -65,8 +76,7 @@ class Run:
         model = build_model(args)
         self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
         check_input_size(model, args, self.data_config['input_size'])
-        self.gradaug = create_gradaug(args, model, self.data_config['input_size'])
-        self.manifold_mixup = create_manifold_mixup(args, model, self.data_config['input_size'])
+        self.methods = create_methods(args, model, self.data_config)
         if args.naflex_loader:
             self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
         self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
@@ -111,17 +121,8 @@ class Run:
     def build_task(self):
         args = self.args
         resolve_learning_rate(args, self.train_data.loader)
-        criterion = create_criterion(phase_at(0, args).options)
-        self.task = create_task(
-            args,
-            self.model,
-            criterion,
-            device=self.device,
-            precision=self.precision,
-            gradaug=self.gradaug,
-            manifold_mixup=self.manifold_mixup,
-        )
-        check_selector(args, self.task, self.data_config['input_size'])
+        criterion = create_criterion(phase_at(self.start_epoch, args))
+        self.task = create_task(args, self.model, criterion, device=self.device, precision=self.precision)
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
         )
@@ -147,16 +148,14 @@ class Run:
             )
 
     def wrap_model(self):
-        """Moving average, sub-networks, compilation and DDP, in this order."""
+        """Moving average, methods, compilation and DDP, in this order."""
         args = self.args
         if args.model_ema:
             ema_device = 'cpu' if args.model_ema_force_cpu else None
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
             if args.resume:
                 resume_ema(self.task, args.resume)
-        if self.gradaug is not None:
-            backend = (args.torchcompile or 'inductor') if args.gradaug_compile else None
-            attach_subnetworks(self.gradaug, self.task, compile_backend=backend, compile_mode=args.torchcompile_mode)
+        self.task.use(self.methods)
         if args.torchcompile:
             self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
@@ -231,11 +230,13 @@ class Run:
         )
 
     def start_phase(self, phase):
-        """Switch loader, criterion and learning rate to what holds in a phase."""
+        """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""
         self.train_data.use(phase)
+        if phase == self.phase:
+            return
+        self.phase = phase
         if phase.refining:
             self.scheduler = self.engine.scheduler = None
             set_learning_rate(self.optimizer, refine_lr(self.args))
-        criterion = create_criterion(phase.options).to(self.device)
-        self.task.start_phase(phase, criterion, create_selector(phase.options, self.task, self.data_config))
+        self.task.start_phase(phase, create_criterion(phase).to(self.device))
         self.report.start_phase(phase)

@@ -53,7 +53,6 @@ class WandbLog:
             'grad_norm': record.grad_norm,
             'epoch': record.epoch + (record.update_idx + 1) / record.updates_per_epoch,
             'phase': phase,
-            'cost': record.cost,
             **{flat_name(*name): value for name, value in record.terms.items()},
         }
         self.run.log({'update': record.num_updates, **{f'step/{name}': value for name, value in figures.items()}})

@@ -10,7 +10,8 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import nn
 
 from regaug.errors import OptionError
-from regaug.methods.gradaug import Draw, default_sizes, draw_widths, soft_label_loss, transform
+from regaug.methods.gradaug import soft_label_loss
+from regaug.methods.subnetworks import Draw, default_sizes, draw_widths, transform
 from tests.helpers.training import created_gradaug, make_gradaug
 
 # Draws
