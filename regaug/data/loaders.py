@@ -15,6 +15,7 @@ from regaug.data.transforms import (
     use_torchvision_policy,
     weaken_policies,
 )
+from regaug.data.workers import leave_signals_to_main
 from regaug.errors import OptionError
 
 
@@ -225,6 +226,7 @@ class TrainLoader:
             return False
         self.loader = self.mixup_fn = None  # the last references: the old workers are shut down here
         self.loader, self.mixup_fn = create_train_loader(phase, self.dataset, self.data_config, **self.fixed)
+        leave_signals_to_main(self.loader)
         if len(self.loader) == 0:
             raise OptionError(
                 f'--batch-size {phase.options.batch_size}: the training set ({len(self.dataset)} images) '

@@ -10,6 +10,7 @@ import torch
 from timm.task import evaluation_sample_limit
 from timm.utils import AverageMeter, reduce_tensor
 
+from regaug.device import to_device
 from regaug.training.averages import FULL, TermAverages
 from regaug.training.interrupt import Diverged, Interrupted
 
@@ -100,7 +101,7 @@ class Engine:
 
         Raises:
             Interrupted: a signal asked for a stop; the running update is finished.
-            Diverged: the loss was not finite for `--max-bad-updates` updates in a row.
+            Diverged: loss or gradient was not finite for `--max-bad-updates` updates in a row.
         """
         args, task = self.args, self.task
         steps = args.grad_accum_steps
@@ -111,7 +112,7 @@ class Engine:
         task.train()
         self.updater.optimizer.zero_grad()
         update_idx = samples = 0
-        finite = True
+        pending = []  # losses and sizes of the update's micro-batches
         waited = 0.0
         update_start = data_start = time.perf_counter()
         for batch_idx, (input, target) in enumerate(loader):
@@ -125,8 +126,7 @@ class Engine:
             terms.update(FULL, metrics, batch_size)
             scale = self._gradient_scale(loader, batch_size)
             loss = self._backward(input, target, terms, group_size=group_size, completes=completes, scale=scale)
-            losses.update(loss, batch_size)
-            finite = finite and math.isfinite(loss)
+            pending.append((loss, group_size, batch_size))
             samples += batch_size
             if not completes:
                 data_start = time.perf_counter()
@@ -137,6 +137,7 @@ class Engine:
             grad_norm = self.updater.step(measure_norm=log_now and self.report.wants_grad_norm)
             num_updates += 1
             task.update_ema(step=num_updates)
+            grad_norm, finite = note_losses(losses, pending, grad_norm)  # the one place that waits for the device
             if args.synchronize_step and self.device.type == 'cuda':
                 torch.cuda.synchronize()
             update_time.update(time.perf_counter() - update_start)
@@ -154,12 +155,12 @@ class Engine:
                         samples=samples * args.world_size,
                         update_time=update_time,
                         data_time=data_time,
-                        grad_norm=grad_norm,
+                        grad_norm=grad_norm if self.report.wants_grad_norm else None,
                     )
                 )
                 self.report.on_batch(input, target, batch_idx)
-            stop, bad_loss = self.stop.agree(bad_loss=not finite)
-            self._count_bad_update(bad_loss, losses.val)
+            stop, bad = self.stop.agree(bad=not finite)
+            self._count_bad_update(bad, losses.val)
             if self.save_recovery and (update_idx + 1) % args.recovery_interval == 0 and not self.bad_updates:
                 self.save_recovery(epoch, update_idx)
             if self.scheduler is not None:
@@ -167,7 +168,7 @@ class Engine:
             update_idx += 1
             if stop and not last:
                 raise Interrupted(update_idx)
-            samples, finite, waited = 0, True, 0.0
+            samples, pending, waited = 0, [], 0.0
             update_start = data_start = time.perf_counter()
 
         if hasattr(self.updater.optimizer, 'sync_lookahead'):
@@ -189,7 +190,7 @@ class Engine:
         """Run forward and backward of each loss term in turn, so that one graph is alive at a time.
 
         Returns:
-            The first term's loss (float): the full network's criterion on this micro-batch.
+            The first term's loss: the full network's criterion on this micro-batch, on the device.
         """
         loss_terms = self.task.loss_terms(input, target)
         main_loss = None
@@ -200,11 +201,11 @@ class Engine:
                 loss = result['loss']
                 if group_size > 1:
                     loss = loss / group_size
+                if main_loss is None:
+                    main_loss = loss.detach()
                 self.updater.backward(loss if scale is None else loss * scale)
             terms.update(name, result, len(target))
-            if main_loss is None:
-                main_loss = loss.detach()
-        return main_loss.item() * group_size
+        return main_loss
 
     def _gradient_scale(self, loader, batch_size):
         """Factor on the gradient of a batch whose size varies, or None."""
@@ -228,12 +229,12 @@ class Engine:
         averaged.val, averaged.avg = reduce_tensor(values, self.args.world_size).tolist()
         return averaged
 
-    def _count_bad_update(self, bad_loss, loss):
-        self.bad_updates = self.bad_updates + 1 if bad_loss else 0
+    def _count_bad_update(self, bad, loss):
+        self.bad_updates = self.bad_updates + 1 if bad else 0
         if self.args.max_bad_updates and self.bad_updates >= self.args.max_bad_updates:
             raise Diverged(
-                f'the loss was not finite ({loss}) in {self.bad_updates} updates in a row (--max-bad-updates '
-                f'{self.args.max_bad_updates}); a lower --lr or --clip-grad may help.'
+                f'loss (now {loss:g}) or gradient was not finite in {self.bad_updates} updates in a row '
+                f'(--max-bad-updates {self.args.max_bad_updates}); a lower --lr or --clip-grad may help.'
             )
 
     @torch.inference_mode()
@@ -277,6 +278,25 @@ class Engine:
         return evaluator.compute(distributed=args.distributed)
 
 
+def note_losses(losses, pending, grad_norm):
+    """Fetch what an update's micro-batches lost, waiting for the device once.
+
+    Args:
+        losses: `AverageMeter` that takes them.
+        pending: (loss on the device as a share of the update's, micro-batches of the update, samples) of each.
+        grad_norm: norm of the gradients on the device, or None.
+
+    Returns:
+        (grad_norm, finite): the norm as a float or None; whether it and all losses are finite.
+    """
+    values = [loss for loss, _, _ in pending] + ([] if grad_norm is None else [grad_norm])
+    dtype = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+    values = torch.stack([value.to(dtype) for value in values]).tolist()
+    for value, (_, group_size, batch_size) in zip(values, pending):
+        losses.update(value * group_size, batch_size)
+    return (None if grad_norm is None else values[-1]), all(map(math.isfinite, values))
+
+
 def mean_lr(optimizer):
     """Learning rate averaged over the parameter groups, as timm reports it."""
     rates = [group['lr'] for group in optimizer.param_groups]
@@ -286,15 +306,3 @@ def mean_lr(optimizer):
 def relative_scale(ratio, mode):
     """Gradient factor for a batch of `ratio` times the usual size; `mode` is `none`, `sqrt` or `linear`."""
     return {'none': 1.0, 'sqrt': ratio**0.5, 'linear': ratio}[mode]
-
-
-def to_device(input, device, dtype):
-    """Move images, or NaFlex's dict of tensors of which only the patches are images."""
-    if isinstance(input, dict):
-        return {
-            key: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-            if torch.is_tensor(value)
-            else value
-            for key, value in input.items()
-        }
-    return input.to(device=device, dtype=dtype)
