@@ -35,6 +35,7 @@ TRAIN = (
     model.check_input,
     data.check_dataset,
     data.check_repeats,
+    data.check_updates_per_epoch,
     data.check_subset,
     data.check_scheduled_sizes,
     data.check_naflex,

@@ -4,6 +4,7 @@ from argparse import Namespace
 
 from timm.data import create_transform
 
+from regaug.data.transforms import TORCHVISION_POLICIES
 from regaug.errors import OptionError
 from regaug.options.checks.data import refuse_iterable
 from regaug.options.checks.model import check_interpolation
@@ -27,7 +28,10 @@ def check_transforms(args: Namespace):
 
 
 def check_policy(args: Namespace):
-    """Lets timm build the augmentation policy and reports what it says."""
+    """Lets timm build the augmentation policy and reports what it says, unless it is one of torchvision's."""
+    if args.aa in TORCHVISION_POLICIES:
+        refuse_with(args, '--aa', ['--naflex-loader'], "that loader has timm's policies only")
+        return
     try:
         create_transform(224, is_training=True, auto_augment=args.aa)
     except (AssertionError, ValueError, KeyError) as error:

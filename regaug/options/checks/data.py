@@ -24,6 +24,7 @@ PREFIXES = ('', 'torch', 'regaug', *PACKAGES)
 TORCH_DATASETS = (
     'cifar10',
     'cifar100',
+    'stl10',
     'mnist',
     'kmnist',
     'fashion_mnist',
@@ -118,6 +119,13 @@ def check_repeats(args: Namespace):
         refuse_iterable(args, '--aug-repeats', 'a stream cannot be repeated')
     if args.use_multi_epochs_loader:
         refuse_iterable(args, '--use-multi-epochs-loader', 'it then has no length')
+
+
+def check_updates_per_epoch(args: Namespace):
+    if args.updates_per_epoch:
+        refuse_iterable(args, '--updates-per-epoch', 'a stream is not repeated by index')
+        others = ['--train-img-sizes', '--aug-repeats', '--use-multi-epochs-loader', '--naflex-loader']
+        refuse_with(args, '--updates-per-epoch', others, 'it brings an order of the images of its own')
 
 
 def check_subset(args: Namespace):

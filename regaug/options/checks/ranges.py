@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from regaug.options.checks.require import require, value_of
 
 TRAIN_AT_LEAST_ONE = (
+    '--updates-per-epoch',
     '--batch-size',
     '--grad-accum-steps',
     '--num-classes',

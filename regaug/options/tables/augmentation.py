@@ -28,7 +28,8 @@ AUGMENTATION = Group(
             str,
             None,
             'augmentation policy: RandAugment (rand-m9-mstd0.5), AutoAugment (original, v0), '
-            'AugMix (augmix-m5-w4-d2), TrivialAugment-like (3a), with parameters as timm writes them',
+            'AugMix (augmix-m5-w4-d2), TrivialAugment-like (3a), with parameters as timm writes them; of torchvision '
+            'AutoAugment (tv-cifar10, tv-svhn, tv-imagenet) and TrivialAugment (trivial)',
         ),
         Option('--aug-repeats', float, 0, 'copies of each image in a distributed epoch'),
         Option(

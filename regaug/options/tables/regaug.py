@@ -15,6 +15,13 @@ REGAUG = Group(
         Option('--pad-mode', str, 'reflect', 'filling of the padding of --pad-crop', choices=('reflect', 'constant')),
         Option('--labels-per-class', int, None, 'train on this many images of each class (default: on all)'),
         Option('--label-split', int, 0, 'which of the reproducible subsets --labels-per-class takes'),
+        Option(
+            '--updates-per-epoch',
+            int,
+            None,
+            'updates in an epoch, whatever the size of the data: the images are repeated in new orders (default: one '
+            'pass over the data)',
+        ),
         flag(
             '--exact-resume',
             'a stopped and resumed run gives the numbers of an uninterrupted one, bit for bit on a CPU',
