@@ -55,6 +55,7 @@ class GradAug(Method):
         weight: factor of each sub-network's loss.
         every: sub-networks run in every so many updates.
         num_widths: draw from so many fixed widths (for compilation), 0 for all.
+        narrows: sub-networks have fewer channels (else fewer blocks).
         make_subnet: function from the full network, where it trains, to what runs a width.
         compile_kwargs: arguments of `torch.nn.Module.compile` for the sub-networks, None to leave them alone.
 
@@ -76,6 +77,7 @@ class GradAug(Method):
         weight=1.0,
         every=1,
         num_widths=0,
+        narrows=True,
         make_subnet=None,
         compile_kwargs=None,
     ):
@@ -88,6 +90,7 @@ class GradAug(Method):
         self.weight = weight
         self.every = every
         self.width_choices = [min_width + (1 - min_width) * i / num_widths for i in range(num_widths)] or None
+        self.narrows = narrows
         self.make_subnet = make_subnet
         self.compile_kwargs = compile_kwargs
         self.subnet = None
@@ -156,13 +159,10 @@ class GradAug(Method):
                 if self.targets == 'soft':
                     loss = soft_label_loss(output, teacher['output'], context.criterion)
                 agreement = (output.argmax(dim=-1) == teacher['output'].argmax(dim=-1)).float().mean()
-                return {
-                    'loss': self.weight * loss,
-                    'output': output,
-                    'agreement': agreement,
-                    'width': draw.width,
-                    'size': draw.size,
-                }
+                result = {'loss': self.weight * loss, 'output': output, 'agreement': agreement}
+                if self.narrows:
+                    result['width'] = draw.width
+                return {**result, 'size': draw.size}
 
             return term
 
@@ -218,6 +218,7 @@ def create(args, model, data_config):
         weight=args.gradaug_weight,
         every=args.gradaug_every,
         num_widths=args.gradaug_compile,
+        narrows=args.gradaug_subnet == 'width',
         make_subnet=make_subnet,
         compile_kwargs=dict(backend=backend, mode=args.torchcompile_mode) if args.gradaug_compile else None,
     )
