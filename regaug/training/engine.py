@@ -204,6 +204,8 @@ class Engine:
                     loss = loss / group_size
                 if main_loss is None:
                     main_loss = loss.detach()
+                if 'weight' in result:
+                    loss = loss * result.pop('weight')
                 self.updater.backward(loss if scale is None else loss * scale)
             terms.update(name, result, len(target))
         return main_loss
