@@ -165,7 +165,6 @@ def create_uada(options, task, data_config):
         delta=options.uada_delta,
         epsilon=options.uada_epsilon,
         step=options.uada_step,
-        reuse=options.uada_reuse,
     )
 
 
@@ -181,8 +180,6 @@ def check_selector(args, task, input_size):
     channels = input_size[0]
     if args.uada and 'policy' in args.uada_groups and channels not in (1, 3):
         raise OptionError(f'--uada-groups policy: its operators take 1 or 3 channels, these images have {channels}.')
-    if args.uada_reuse and args.rank == 0:
-        _logger.info('UADA: known scores are reused (--uada-reuse), so candidates share batches: an approximation.')
     if not (args.maxup > 1 or (args.uada and args.uada_epsilon)):
         return
     parameter = next(task.full_network.parameters())
