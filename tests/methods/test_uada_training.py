@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from regaug.methods.create import create_selector
 from timm import create_model
 
 from regaug.augment.operators import OPERATORS
-from regaug.methods.create import create_selector
 from regaug.training.phases import phase_at
 from regaug.training.task import RegAugTask
 from tests.helpers.training import (
@@ -64,8 +64,6 @@ def assert_figures_make_sense(row, passes=8):
         (['--bce-loss', '--model-ema', '--model-ema-decay', 0.9], 8),
         (['--amp', '--amp-dtype', 'bfloat16', '--channels-last'], 8),
         (['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3], 8),
-        (['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3, '--uada-reuse'], None),
-        (['--amp', '--amp-dtype', 'bfloat16', '--uada-reuse', '--workers', 2], None),
         (['--no-prefetcher', '--grad-checkpointing', '--channels-last'], 8),
         (['--gradaug', 2, '--gradaug-transforms', 'rotate', 'scale', '--grad-accum-steps', 2], 8),
         (['--uada-step', 'random', '--uada-ranges', 'timm', '--workers', 1, '--no-prefetcher'], 5),
@@ -248,9 +246,9 @@ def test_policy_and_cutout_fade_and_crop_and_flip_stay():
     ('options', 'epochs'),
     [
         (['--grad-accum-steps', 3, '--batch-size', 8, '--model-ema', '--model-ema-decay', 0.9, '--drop', 0.2], [0, 1]),
-        (['--uada-reuse', '--workers', 1, '--gradaug', 1], [1]),
+        (['--workers', 1, '--gradaug', 1], [1]),
     ],
-    ids=['accumulation', 'reuse'],
+    ids=['accumulation', 'gradaug'],
 )
 def test_runs_resumed_in_every_phase_equal_the_uninterrupted_one(options, epochs, train):
     common = ('--exact-resume', '--uada', *ALL, '--epochs', 2, '--refine-epochs', 1, '--refine-fade', 1)
