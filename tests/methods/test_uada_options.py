@@ -104,7 +104,7 @@ def test_values_that_cannot_be_read_are_refused_with_the_choice(line, choices):
 
 
 def test_defaults_are_those_of_the_paper():
-    """One level or pixel for the probe and for the step, the paper's ranges, no short cut."""
+    """One level or pixel for the probe and for the step, the paper's ranges."""
     args = parse_train(['--device', 'cpu', '--dataset', 'regaug/digits', '--uada'])
     assert (args.uada_delta, args.uada_epsilon, args.uada_step) == (1, 1, 'ascend')
     assert (args.uada_groups, args.uada_ranges, args.cutout_size) == (['policy'], 'paper', 16)
