@@ -10,6 +10,7 @@ from regaug.options.checks import (
     augmentation,
     data,
     device,
+    evaluations,
     gradaug,
     maxup,
     methods,
@@ -65,6 +66,7 @@ VALIDATE = (
     data.check_dataset,
     validation.check_evaluation,
     validation.check_widths,
+    evaluations.check,
 )
 
 

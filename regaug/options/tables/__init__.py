@@ -5,6 +5,7 @@ from regaug.options.tables.augmentation import AUGMENTATION
 from regaug.options.tables.dataset import DATA, DATASET
 from regaug.options.tables.device import DEVICE
 from regaug.options.tables.distillation import DISTILLATION
+from regaug.options.tables.evaluations import EVALUATIONS
 from regaug.options.tables.gradaug import GRADAUG
 from regaug.options.tables.maxup import MAXUP
 from regaug.options.tables.misc import MISC
@@ -32,7 +33,7 @@ TIMM_TRAIN = (
 )
 OWN_TRAIN = (REGAUG, GRADAUG, MAXUP, REFINE, UADA)
 TIMM_VALIDATE = (Group(None, (DATA,)), VALIDATION)
-OWN_VALIDATE = (WIDTHS,)
+OWN_VALIDATE = (WIDTHS, *EVALUATIONS)
 
 TRAIN = TIMM_TRAIN + OWN_TRAIN
 VALIDATE = TIMM_VALIDATE + OWN_VALIDATE
