@@ -25,6 +25,7 @@ OUR_TRAIN_OPTIONS = {
     '--pad-mode': 'reflect',
     '--labels-per-class': None,
     '--label-split': 0,
+    '--updates-per-epoch': None,
     '--exact-resume': False,
     '--dry-run': False,
     '--max-bad-updates': 10,
@@ -37,6 +38,10 @@ OUR_TRAIN_OPTIONS = {
     '--gradaug-subnet': 'width',
     '--gradaug-depth-rate': 0.2,
     '--gradaug-weight': 1.0,
+    '--gradaug-batch-share': 1.0,
+    '--gradaug-average': False,
+    '--gradaug-mask-ratio': 0.5,
+    '--gradaug-mask-patch': 32,
     '--gradaug-every': 1,
     '--gradaug-start-epoch': 0,
     '--gradaug-compile': 0,
@@ -59,7 +64,36 @@ OUR_TRAIN_OPTIONS = {
     '--uada-epsilon': 1,
     '--uada-step': 'ascend',
 }
-OUR_VALIDATE_OPTIONS = {'--width': None, '--calibrate-images': 5120, '--calibrate-split': 'train'}
+OUR_VALIDATE_OPTIONS = {
+    '--width': None,
+    '--calibrate-images': 5120,
+    '--calibrate-split': 'train',
+    '--ece': False,
+    '--attack': None,
+    '--attack-eps': None,
+    '--attack-space': None,
+    '--attack-steps': 10,
+    '--attack-step-size': None,
+    '--attack-restarts': 1,
+    '--imagenet-c': None,
+    '--corruptions': None,
+    '--severities': None,
+    '--corruption-resize': False,
+    '--certify': None,
+    '--certify-n': 100_000,
+    '--certify-n0': 100,
+    '--certify-alpha': 0.001,
+    '--certify-skip': 20,
+    '--certify-file': '',
+    '--cam': None,
+    '--cam-images': 8,
+    '--cam-baseline': '',
+    '--spectrum': None,
+    '--risk': None,
+    '--export': None,
+    '--log-wandb': False,
+    '--wandb-project': None,
+}
 
 
 def describe(parser):
@@ -112,7 +146,7 @@ def test_timm_has_172_training_and_57_validation_options():
                 'UADA parameters',
             ],
         ),
-        (OWN_VALIDATE, ['regaug parameters']),
+        (OWN_VALIDATE, ['regaug parameters', 'Evaluation parameters']),
     ],
 )
 def test_our_options_stand_in_groups_of_their_own(groups, titles):
