@@ -20,11 +20,10 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
-from regaug.options import timm_checks, timm_data_checks
+from regaug.options import timm, timm_checks, timm_data_checks
 from regaug.options.config import CONFIG, as_yaml, read_config
 from regaug.options.evaluation import TIMM_VALIDATE
 from regaug.options.parser import Group, Parser, check_values, refuse_with, warn_without_effect
-from regaug.options.timm import TIMM_TRAIN
 
 _NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 _MODULES = [importlib.import_module(f'{__name__}.{name}') for name in _NAMES]
@@ -32,7 +31,7 @@ TRAIN_THEMES = [module for module in _MODULES if hasattr(module, 'TRAIN')]
 VALIDATE_THEMES = [module for module in _MODULES if hasattr(module, 'VALIDATE')]
 OWN_TRAIN = tuple(theme.TRAIN for theme in TRAIN_THEMES)
 OWN_VALIDATE = tuple(theme.VALIDATE for theme in VALIDATE_THEMES)
-TRAIN = TIMM_TRAIN + OWN_TRAIN
+TRAIN = timm.TIMM_TRAIN + OWN_TRAIN
 VALIDATE = TIMM_VALIDATE + OWN_VALIDATE
 
 REFUSED_BY_METHODS = {
@@ -68,13 +67,12 @@ def parse_train(argv: Sequence[str] | None = None) -> Namespace:
     given = vars(parser.parse_args(argv))
     config = given.pop('config', None)
     file = {} if config is None else read_config(config, parser, TRAIN)
-    args = _resolve(TRAIN, TRAIN_THEMES, {**file, **given})
+    themes = [timm, timm_checks, timm_data_checks, *TRAIN_THEMES]
+    args = _resolve(TRAIN, themes, {**file, **given})
     for group in OWN_TRAIN:
         for flag, why in REFUSED_BY_METHODS.items() if group.switch else ():
             refuse_with(args, group.switch, [flag], why)
-    timm_checks.check_train(args)
-    timm_data_checks.check_train(args)
-    return _check(args, TRAIN, TRAIN_THEMES, given)
+    return _check(args, TRAIN, themes, given)
 
 
 def parse_validate(argv: Sequence[str] | None = None) -> Namespace:

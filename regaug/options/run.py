@@ -26,6 +26,8 @@ def check(args: Namespace):
     others = ['--no-aug', '--train-crop-mode', '--train-img-sizes', '--naflex-loader']
     refuse_with(args, '--pad-crop', others, 'it decides the crop itself, at one training size')
     refuse_stream(args, '--labels-per-class', 'a subset is made of indices, which a stream has not')
+    single = not args.labels_per_class or args.task != 'multilabel'
+    require(args, '--labels-per-class', single, 'does not go with --task multilabel (images have no one class)')
     chooses = args.labels_per_class or not args.label_split
     require(args, '--label-split', chooses, 'chooses among the subsets of --labels-per-class, which is not given')
     refuse_stream(args, '--updates-per-epoch', 'a stream is not repeated by index')

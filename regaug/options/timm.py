@@ -1,9 +1,12 @@
 """The options of timm's training script."""
 
+from argparse import Namespace
+
 from regaug.options.parser import Group, Option, flag
 
 _MIXING = '--mixup --cutmix --cutmix-minmax'
-_BINARY = '--bce-loss'
+_BINARY = '--bce-loss --task=multilabel'
+_METRIC = 'ranks checkpoints: top1, top5, loss; multilabel: map (unless given), micro_f1, macro_f1, sample_f1, loss'
 _SCALES = ('none', 'sqrt', 'linear')
 _LAST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 
@@ -35,7 +38,8 @@ DATASET = Group(
     Option('--class-map', str, '', 'text file that maps class names to indices'),
     Option('--input-img-mode', str, None, 'PIL mode of the images (default: RGB for three input channels, else L)'),
     Option('--input-key', str, None, 'key of the image in a sample of the data set'),
-    Option('--target-key', str, None, 'key of the label in a sample of the data set'),
+    Option('--target-key', str, None, 'key of the label in a sample; several, a,b,c, are one yes or no each'),
+    Option('--target-format', str, None, 'of several labels (default: indices)', choices=('indices', 'multihot')),
     flag('--dataset-trust-remote-code', 'let a Hugging Face data set run the code it comes with'),
 )
 
@@ -47,6 +51,7 @@ MODEL = Group(
     Option('--initial-checkpoint', str, '', 'start from the weights in this checkpoint'),
     Option('--resume', str, '', 'checkpoint to go on from; auto: from the newest good checkpoint, where there is one'),
     flag('--no-resume-opt', 'leave the optimiser state out when resuming', needs='--resume'),
+    Option('--task', str, 'classification', 'one label an image, or any', choices=('classification', 'multilabel')),
     Option('--num-classes', int, None, "number of classes (default: the model's own)", low=1),
     Option('--gp', str, None, 'global pooling: fast, avg, max, avgmax, avgmaxc (default: the model decides)'),
     Option('--img-size', int, None, "side of the square input in pixels (default: the model's own)", low=1),
@@ -163,7 +168,7 @@ AUGMENTATION = Group(
     Option('--mixup-switch-prob', float, 0.5, 'probability of CutMix beside Mixup', low=0, high=1, needs=_MIXING),
     Option('--mixup-mode', str, 'batch', 'unit that shares one set of parameters: batch, pair, elem', needs=_MIXING),
     Option('--mixup-off-epoch', int, 0, 'epoch from which on nothing is mixed, 0: never', low=0, needs=_MIXING),
-    Option('--smoothing', float, 0.1, 'label smoothing', low=0, below=1),
+    Option('--smoothing', float, 0.1, 'label smoothing; unless given, 0 with --task multilabel', low=0, below=1),
     Option('--train-interpolation', str, 'random', 'resize interpolation: random, bilinear, bicubic, ...'),
     Option('--drop', float, 0.0, 'dropout rate', low=0, high=1),
     Option('--drop-connect', float, None, 'old name of --drop-path', low=0, high=1),
@@ -203,7 +208,10 @@ MISC = Group(
     flag('--no-prefetcher', 'normalise and move batches without the prefetching loader'),
     Option('--output', str, '', 'folder that holds the folders of experiments (default: output/train)'),
     Option('--experiment', str, '', 'name of this experiment and of its folder (default: time, model, size)'),
-    Option('--eval-metric', str, 'top1', 'metric that ranks checkpoints: top1, top5, loss'),
+    Option('--eval-metric', str, 'top1', _METRIC),
+    Option(
+        '--multilabel-threshold', float, 0.5, 'probability of a yes in F1', above=0, below=1, needs='--task=multilabel'
+    ),
     Option('--tta', int, 0, 'test-time augmentation: views of each image that evaluation averages over', low=0),
     flag('--use-multi-epochs-loader', 'keep one loader iterator over all epochs'),
     flag('--log-wandb', 'log to Weights & Biases'),
@@ -228,3 +236,10 @@ MISC = Group(
 )
 
 TIMM_TRAIN = (DATA, DISTILLATION, DATASET, MODEL, DEVICE, OPTIMIZER, SCHEDULE, AUGMENTATION, NORM, EMA, MISC)
+
+
+def resolve(args: Namespace, chosen: dict):
+    """Set the defaults of timm's that follow the task."""
+    if args.task == 'multilabel':
+        args.smoothing = chosen.get('smoothing', 0.0)
+        args.eval_metric = chosen.get('eval_metric', 'map')

@@ -17,13 +17,13 @@ from timm.models import (
 )
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationEvaluator
+from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import is_distributed_env
 
 from regaug.options.parser import naming, nearest, refuse_with, require, require_known, require_package, spell, value_of
 
 
-def check_train(args: Namespace):
+def check(args: Namespace):
     """Check train.py's options of model, device, optimiser, schedule and logging."""
     for module in args.device_modules or ():
         found = importlib.util.find_spec(module) is not None
@@ -41,7 +41,8 @@ def check_train(args: Namespace):
         check_published_weights(args, '--kd-model-name', True, 'an untrained teacher teaches nothing')
     check_optimizer(args)
     check_schedule(args)
-    require_known(args, '--eval-metric', args.eval_metric, ClassificationEvaluator.metric_names)
+    evaluator = MultiLabelClassificationEvaluator if args.task == 'multilabel' else ClassificationEvaluator
+    require_known(args, '--eval-metric', args.eval_metric, evaluator.metric_names)
     require_package(args, '--log-wandb', 'wandb')
     used = args.log_wandb or not args.wandb_resume_id
     require(args, '--wandb-resume-id', used, 'works with --log-wandb only, which is not given')

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import ImageMode
 from timm.data import create_transform
 from timm.data.readers.class_map import load_class_map
+from timm.data.readers.targets import check_target_format, parse_target_keys
 from timm.data.scheduled_sampler import ScheduledBatchSampler
 from timm.data.transforms import str_to_interp_mode
 from timm.utils import is_distributed_env
@@ -15,6 +16,7 @@ from regaug.errors import OptionError
 from regaug.options.parser import naming, refuse_with, require, require_known, require_package, spell, value_of
 
 PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets', 'wds': 'webdataset'}
+_KINDS = ', '.join(f'{kind}/' for kind in PACKAGES)
 STREAMS = ('hfids', 'tfds', 'wds')
 TORCHVISION_POLICIES = ('tv-cifar10', 'tv-svhn', 'tv-imagenet', 'trivial')
 _SMALL = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
@@ -25,10 +27,11 @@ POLICIES |= {'rand': 'rand-m9-mstd0.5-inc1', 'randaugment': 'rand-m9-mstd0.5-inc
 POLICIES |= {'autoaugment': 'original', '3augment': '3a'}
 
 
-def check_train(args: Namespace):
+def check(args: Namespace):
     """Check train.py's options of data, loaders and augmentation."""
     check_input(args)
     check_dataset(args)
+    check_task(args, '--jsd-loss', '--kd-model-name')
     check_loaders(args)
     check_scheduled_sizes(args)
     check_transforms(args)
@@ -93,6 +96,24 @@ def check_folder(args: Namespace, flag: str, *, may_be_missing: bool):
     require(args, flag, not path.is_file() or path.suffix == '.tar', 'this file is neither a folder nor a .tar file')
     empty = path.is_dir() and not may_be_missing and next(path.iterdir(), None) is None
     require(args, flag, not empty, 'the folder is empty')
+
+
+def check_task(args: Namespace, *single: str):
+    """Check what several labels an image need, and that no option (`single`) counts on one."""
+    with naming(args, '--target-key', '--target-format'):
+        keys = parse_target_keys(args.target_key)
+        check_target_format(args.target_format, keys)
+    kind = split_dataset_name(args)[0]
+    if args.task != 'multilabel':
+        require(args, '--target-key', not keys, 'several labels an image need --task multilabel')
+        dense = args.target_format == 'multihot'
+        return require(args, '--target-format', not dense, 'several labels an image need --task multilabel')
+    require(args, '--task', kind in PACKAGES, f'{spell(args, "--dataset")} has one label an image, as all but {_KINDS}')
+    named = args.target_key or kind != 'wds'
+    require(args, '--target-key', named, f'{spell(args, "--dataset")} has its labels under a key, which is not given')
+    fits = not keys or args.num_classes == len(keys)
+    require(args, '--num-classes', fits, f'must be {len(keys or ())}, the fields of {spell(args, "--target-key")}')
+    refuse_with(args, '--task', single, 'that is for one label an image')
 
 
 def refuse_stream(args: Namespace, flag: str, why: str):
