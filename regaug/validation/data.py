@@ -5,6 +5,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from regaug.data.datasets import class_index, create_dataset
-from regaug.data.samples import Samples
+from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision
 from regaug.errors import OptionError
 from regaug.evaluators import Needs
@@ -99,12 +100,26 @@ class EvaluationData:
             **multilabel,
         )
 
-    def loader(self, dataset: Dataset, *, shared: bool = True, **changes: Any) -> Iterable:
+    def open_folder(self, root: Path) -> Dataset:
+        """Open a folder of images with the classes of the data set, one sub-folder each."""
+        mode = self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
+        return create_dataset('', root, '', class_map=class_index(self.dataset), input_img_mode=mode)
+
+    def classes_with_images(self) -> set[str] | None:
+        """Names of the classes that the data set has images of, None where it does not know names."""
+        classes = class_index(self.dataset)
+        if not classes or isinstance(self.dataset, IterableDataset):
+            return None
+        present = set(sample_labels(self.dataset).tolist())
+        return {name for name, index in classes.items() if index in present}
+
+    def loader(self, dataset: Dataset, *, shared: bool = True, crop_only: bool = False, **changes: Any) -> Iterable:
         """Make timm's loader of a data set, with the transform of evaluation.
 
         Args:
             dataset: The images.
             shared: Deal the images out to the processes; otherwise each one gets all of them.
+            crop_only: Crop at the centre without resizing first.
             **changes: Entries of the data configuration to be replaced.
         """
         args = self.args
@@ -139,9 +154,14 @@ class EvaluationData:
                 channels=data_config['input_size'][0],
                 **common,
             )
-        return create_loader(
+        loader = create_loader(
             dataset, input_size=data_config['input_size'], tf_preprocessing=args.tf_preprocessing, **common
         )
+        if crop_only:
+            steps = loader.dataset.transform.transforms
+            first_crop = next(index for index, step in enumerate(steps) if 'Crop' in type(step).__name__)
+            del steps[:first_crop]
+        return loader
 
     def batches(self, loader: Iterable) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield the batches of a loader on the device, without the samples that only pad a process's share."""
