@@ -18,6 +18,7 @@ OUR_TRAIN_OPTIONS = {
     '--pad-mode': 'reflect',
     '--labels-per-class': None,
     '--label-split': 0,
+    '--updates-per-epoch': None,
     '--exact-resume': False,
     '--dry-run': False,
     '--max-bad-updates': 10,
