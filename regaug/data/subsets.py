@@ -1,4 +1,4 @@
-"""Which samples of a map-style data set a run sees, in which order: the same on every machine and after a resume."""
+"""Which samples of a map-style data set a run sees, in which order: the same on every machine, after a resume too."""
 
 import logging
 from collections.abc import Iterator

@@ -98,8 +98,9 @@ class Method:
         """The loss terms of a micro-batch, given those so far: more of them, or others in their place.
 
         A term is a name and a callable that runs one forward pass under autocast and returns timm's dict: `loss`,
-        `output`, and anything to log. The first one is the full network's; it takes another `input` and `target` in
-        place of its own. The terms run one after the other, each followed by its backward pass.
+        `output`, anything to log, and `weight` where the loss counts by a factor that the log leaves out. The first
+        one is the full network's; it takes another `input` and `target` in place of its own. The terms run one after
+        the other, each followed by its backward pass.
         """
         return terms
 

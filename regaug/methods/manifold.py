@@ -53,6 +53,9 @@ class ManifoldMixup(Method):
         stage = rng.choice([None, *self.stages])
         return stage, rng.betavariate(self.alpha, self.alpha), torch.randperm(batch_size, generator=generator)
 
+    def start_phase(self, phase):
+        self.alpha = phase.options.manifold_mixup
+
     def loss_terms(self, terms, input, target, context):
         """The terms with the full network's on mixed features and targets."""
         (name, full), *others = terms

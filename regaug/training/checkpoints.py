@@ -97,20 +97,17 @@ class Saver(CheckpointSaver):
             self._duplicate(path, saved)
         self._track_checkpoint(saved, epoch, metric, update_best_file=False)
 
-    def _check_finite(self, what):
-        states = [self.task.get_checkpoint_state(), self.task.get_checkpoint_state(ema=True)]
-        for state in states:
-            for key in ('state_dict', 'state_dict_ema'):
-                name = first_not_finite(state.get(key, {}))
-                if name is not None:
-                    _logger.warning(f'No checkpoint is written of {what}: {name} is not finite.')
-                    return False
+    def _check_finite(self, what: str) -> bool:
+        """Whether all weights are finite, with a warning if not."""
+        states = {'state_dict': self.model.state_dict()}
+        if self.task is not None:
+            states |= self.task.get_checkpoint_state(ema=True)
+        for key in ('state_dict', 'state_dict_ema'):
+            name = first_not_finite(states.get(key, {}))
+            if name is not None:
+                _logger.warning(f'No checkpoint is written of {what}: {name} is not finite.')
+                return False
         return True
-
-    def restart_ranking(self):
-        """Rank anew from the next checkpoint on; the earlier files stay until better ones take their places."""
-        self.checkpoint_files = [(path, None) for path, _ in self.checkpoint_files]
-        self.best_metric = self.best_epoch = None
 
     def _save(self, save_path, epoch, metric=None):
         try:

@@ -11,6 +11,7 @@ from timm.task import evaluation_sample_limit
 from timm.utils import AverageMeter, reduce_tensor
 
 from regaug.device import to_device
+from regaug.evaluators.accuracy import accumulate
 from regaug.training.averages import FULL, TermAverages
 from regaug.training.interrupt import Diverged, Interrupted
 
@@ -203,6 +204,8 @@ class Engine:
                     loss = loss / group_size
                 if main_loss is None:
                     main_loss = loss.detach()
+                if 'weight' in result:
+                    loss = loss * result.pop('weight')
                 self.updater.backward(loss if scale is None else loss * scale)
             terms.update(name, result, len(target))
         return main_loss
@@ -259,7 +262,8 @@ class Engine:
         last_idx = len(loader) - 1
         model.eval()
         start = time.perf_counter()
-        for batch_idx, (input, target) in enumerate(loader):
+
+        def forward(input, target):
             input, target = self._prepare(input, target, mixup_fn=None)
             with self.precision.autocast():
                 output = model(input)
@@ -268,13 +272,18 @@ class Engine:
                 if args.tta > 1:
                     output = output.unfold(0, args.tta, args.tta).mean(dim=2)
                     target = target[:: args.tta]
-            evaluator.update(output, target)
+            return output, target
+
+        def after_batch(batch_idx, target):
+            nonlocal start
             batch_time.update(time.perf_counter() - start)
             start = time.perf_counter()
             if batch_idx == last_idx or batch_idx % args.log_interval == 0:
                 self.report.on_eval_batch(batch_idx, last_idx, batch_time, evaluator.summary(), ema=ema)
             if not iterable and self.stop.agree()[0]:  # iterable data may be shared out unevenly
                 raise Interrupted(0)
+
+        accumulate([evaluator], loader, forward, after_batch)
         return evaluator.compute(distributed=args.distributed)
 
 

@@ -52,9 +52,11 @@ class StopRequest:
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum, frame):
-        if os.getpid() != self._pid:  # a forked worker that has not yet its own handlers: left to the main process
-            return
-        if self.signum == signum == signal.SIGINT:
+        if os.getpid() != self._pid:  # a forked child, which inherits the handlers: only SIGTERM is for it
+            if signum == signal.SIGTERM:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+        elif self.signum == signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
 

@@ -65,6 +65,11 @@ class Run:
         return self
 
     @property
+    def best(self) -> tuple[float | None, int | None]:
+        """Metric and epoch of the best checkpoint so far."""
+        return self.saver.best_metric, self.saver.best_epoch
+
+    @property
     def finished(self) -> bool:
         """No epoch is left to train."""
         return self.start_epoch >= self.num_epochs
@@ -206,11 +211,16 @@ class Run:
                 self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
             )
         self.first_refining, self.num_epochs = main_epochs, main_epochs + args.refine_epochs
-        if self.scheduler is not None and self.start_epoch > 0:
-            if args.sched_on_updates:
-                self.scheduler.step_update(self.start_epoch * updates)
-            else:
-                self.scheduler.step(self.start_epoch)
+        self.advance_schedule(self.start_epoch)
+
+    def advance_schedule(self, epoch: int):
+        """Give the learning rate that the schedule has at the start of an epoch."""
+        if self.scheduler is None or not epoch:
+            return
+        if self.args.sched_on_updates:
+            self.scheduler.step_update(epoch * updates_per_epoch(self.train_data.loader, self.args.grad_accum_steps))
+        else:
+            self.scheduler.step(epoch)
 
     def open_outputs(self):
         """Folder, checkpoint saver, summary and W&B, on the first rank."""

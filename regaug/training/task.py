@@ -125,8 +125,10 @@ class LossTerms:
             )
         (_, full), *others = terms
         result = dict(full())
+        result['loss'] = result['loss'] * result.pop('weight', 1)
         for name, term in others:
-            result[name] = term()['loss']
+            part = term()
+            result[name] = part['loss'] * part.pop('weight', 1)
             result['loss'] = result['loss'] + result[name]
         return result
 

@@ -57,7 +57,7 @@ class WandbLog:
     def on_update(self, record, phase):
         """Log a `engine.UpdateRecord`."""
         seconds = max(record.update_time.val, 1e-9)
-        figures = {
+        metrics = {
             'loss': record.loss.val,
             'lr': record.lr,
             'images_per_second': record.samples / seconds,
@@ -67,7 +67,7 @@ class WandbLog:
             'phase': phase,
             **{flat_name(*name): value for name, value in record.terms.items()},
         }
-        self._log({'update': record.num_updates, **{f'step/{name}': value for name, value in figures.items()}})
+        self._log({'update': record.num_updates, **{f'step/{name}': value for name, value in metrics.items()}})
 
     def on_picture(self, input, target, phase):
         """Log the first images of an augmented batch, normalisation undone, with their labels."""

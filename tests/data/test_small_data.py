@@ -133,8 +133,8 @@ def test_tiny_imagenet_without_images_is_an_error(tmp_path):
 
 METHODS = {
     'gradaug': ['--gradaug', 2, '--gradaug-min-width', 0.5],
-    'maxup': ['--maxup', 2, '--maxup-aug', 'cutout', '--cutout-size', 8],
-    'views': ['--maxup', 2, '--maxup-aug', 'views', '--aa', 'tv-cifar10'],
+    'maxup': ['--maxup', 2, '--maxup-warmup-epochs', 0, '--maxup-aug', 'cutout', '--cutout-size', 8],
+    'views': ['--maxup', 2, '--maxup-warmup-epochs', 0, '--maxup-aug', 'views', '--aa', 'tv-cifar10'],
     'uada': ['--uada', '--uada-groups', 'crop', 'flip', 'policy', 'cutout', '--pad-crop', 4],
     'manifold': ['--manifold-mixup', 1.0],
     'refine': ['--mixup', 1.0, '--aa', 'trivial', '--refine-epochs', 1],
@@ -156,17 +156,8 @@ def test_data_set_works_with_the_method(small_files, tmp_path, data, method):
         write_tiny_imagenet(root)
     else:
         write_cifar(root, kind)
-    options = [
-        '--dataset',
-        data if 'torch' in data else '',
-        '--val-split',
-        'validation',
-        '--num-classes',
-        3 if 'tiny' in data else 2,
-    ]
-    argv = train_argv(root, tmp_path, *options, '--epochs', 1, '--maxup-warmup-epochs', 0, *METHODS[method])
-    if '--maxup' not in METHODS[method]:
-        position = argv.index('--maxup-warmup-epochs')
-        del argv[position : position + 2]
+    name, classes = (data, 2) if data.startswith('torch/') else ('', 3)
+    options = ['--dataset', name, '--val-split', 'validation', '--num-classes', classes, '--epochs', 1]
+    argv = train_argv(root, tmp_path, *options, *METHODS[method])
     assert train_script.main([*argv, '--experiment', 'run']) == 0
     assert float(read_summary(tmp_path / 'run')[-1]['train_loss']) > 0
