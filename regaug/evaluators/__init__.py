@@ -2,13 +2,13 @@
 
 from argparse import Namespace
 
-from regaug.evaluators import accuracy
+from regaug.evaluators import accuracy, attacks
 from regaug.evaluators.evaluator import CONDITION, Evaluator, Needs
 
 __all__ = ['CONDITION', 'Evaluator', 'Needs', 'create_evaluators']
 
 # In the order of the results. Each module has `create(args)`, None where the options do not ask for it.
-MODULES = (accuracy,)
+MODULES = (accuracy, attacks)
 
 
 def create_evaluators(args: Namespace) -> list[Evaluator]:

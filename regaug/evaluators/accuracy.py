@@ -13,6 +13,7 @@ import torch
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch import nn
 
+from regaug.evaluators.calibration import Calibration
 from regaug.evaluators.evaluator import Needs
 from regaug.evaluators.progress import Progress
 from regaug.evaluators.ranks import gather_samples
@@ -166,6 +167,8 @@ def create(args: Namespace) -> Accuracy:
         judges.append(lambda data: RealLabels(data.real_labels()))
     if args.metrics_avg:
         judges.append(lambda data: ClassAverages(args.metrics_avg))
+    if args.ece:
+        judges.append(lambda data: Calibration(data.device))
     multilabel = getattr(args, 'task', None) == 'multilabel'
     return Accuracy(
         multilabel_threshold=args.multilabel_threshold if multilabel else None, log_freq=args.log_freq, judges=judges

@@ -25,7 +25,9 @@ def argv(folder, checkpoint, tmp_path_factory):
     (root / 'valid.txt').write_text('\n'.join(map(str, reversed(range(NUM_CLASSES)))))
     data = ['--data-dir', root, '--split', 'odd', '--checkpoint', checkpoint, '-b', 16]
     return {
-        'widths': [*data, '--metrics-avg', 'macro', '--width', 1.0, 0.5, '--calibrate-split', 'odd'],
+        'widths': [*data, '--metrics-avg', 'macro', '--ece', '--width', 1.0, 0.5, '--calibrate-split', 'odd'],
+        'fgsm': [*data, '--attack', 'fgsm', '--attack-eps', 0.05, 0.2],
+        'pgd': [*data, '--attack', 'pgd', '--attack-steps', 2, '--attack-restarts', 2],
         'valid labels': [*data, '--valid-labels', root / 'valid.txt', '--no-prefetcher'],
     }
 
@@ -52,7 +54,7 @@ def judge_real_labels(rank, world_size):
     return judge.compute(distributed=world_size > 1)
 
 
-@pytest.mark.parametrize('case', ['widths', 'valid labels'])
+@pytest.mark.parametrize('case', ['widths', 'valid labels', 'fgsm', 'pgd'])
 def test_two_ranks_give_the_rows_of_one_process(argv, ranks, case):
     expected = validate_rank(argv[case], 0, 1)
     assert [rows[case] for rows in ranks] == [expected, expected]
