@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 
 from regaug.data.transforms import TORCHVISION_POLICIES
 from regaug.errors import OptionError
-from regaug.options import parse_train
+from regaug.options import parse_train, timm_data_checks
 from regaug.training.phases import phase_at
 from tests.helpers.data import BYTES_CONFIG, MemoryDataset, deliver, make_train_data, noise_set
 
@@ -58,18 +58,8 @@ def test_images_are_those_of_torchvisions_policy_with_the_mean_colour_as_filling
 
 @by_name
 def test_policy_stands_where_timms_stands_and_nothing_else_changes(name):
-    options = (
-        '--grayscale-prob',
-        0.3,
-        '--gaussian-blur-prob',
-        0.3,
-        '--vflip',
-        0.1,
-        '--color-jitter',
-        0.4,
-        '--workers',
-        0,
-    )
+    rest = ('--grayscale-prob', 0.3, '--gaussian-blur-prob', 0.3, '--vflip', 0.1, '--color-jitter', 0.4)
+    options = (*rest, '--workers', 0, '--batch-size', 8)
     for crop in ((), ('--pad-crop', 4)):
         ours, _ = make_train_data(noise_set(8), *options, *crop, '--aa', name)
         timms, _ = make_train_data(noise_set(8), *options, *crop, '--aa', 'original')
@@ -85,6 +75,10 @@ def test_interpolation_given_for_training_is_that_of_the_policy():
     assert [step.interpolation for step in steps_of(train_data) if isinstance(step, transforms.TrivialAugmentWide)] == [
         InterpolationMode.BICUBIC
     ]
+
+
+def test_command_line_knows_the_policies_by_the_same_names():
+    assert tuple(TORCHVISION_POLICIES) == timm_data_checks.TORCHVISION_POLICIES == tuple(REFERENCES)
 
 
 class Grey:
