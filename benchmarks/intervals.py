@@ -1,5 +1,6 @@
 """Confidence intervals of means and of paired differences, by Student's t distribution."""
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ def central_probability(t: float, df: int) -> float:
     return integral / half
 
 
+@functools.cache
 def t_quantile(confidence: float, df: int) -> float:
     """The t with P(|T| < t) = confidence, to six digits.
 

@@ -45,6 +45,8 @@ def run(harness):
     except Stopped:
         say('Stopped. The same command goes on; finished runs are kept.')
         status = 130
+    finally:
+        harness.close()
     announce(harness)
     return status
 

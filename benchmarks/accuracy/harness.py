@@ -21,6 +21,7 @@ from regaug.errors import OptionError
 from regaug.files import write_whole
 
 SPEC = 'spec.yaml'
+REFUSED = 2  # exit status of train.py for options; whatever else goes wrong is a failed run
 COST_SEEDS = 3  # pairs of runs from which the length of the base for the time of a method is taken
 
 
@@ -83,7 +84,7 @@ class Harness:
                 argv = [*self.spec.argv(variant), '--data-dir', str(data), '--dry-run']
                 process = processes.start(argv, place, self.threads)
                 process.join()
-                if process.exitcode:
+                if process.exitcode == REFUSED:
                     raise OptionError(f'variant {variant}: {results.failure(place, process.exitcode)}')
 
     def open(self):
@@ -101,8 +102,15 @@ class Harness:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OptionError(f'--out {self.out}: another harness is at work in this folder.') from None
+        path = self.out / SPEC
+        earlier = yaml.safe_load(path.read_text())['variants'] if path.exists() else {}
         values = {**vars(self.spec), 'equal_time': list(self.spec.equal_time)}
-        write_whole(self.out / SPEC, yaml.safe_dump(values, sort_keys=False, width=120))
+        values['variants'] = {**earlier, **self.spec.variants}  # those that this spec leaves out may come again
+        write_whole(path, yaml.safe_dump(values, sort_keys=False, width=120))
+
+    def close(self):
+        """Lets another harness have the folder."""
+        os.close(self._lock)
 
     def read_results(self):
         """Reads the results of the runs that ended before."""
@@ -161,7 +169,7 @@ class Harness:
             data = write_digits(self.out / 'data' / f'split{seed}', self.spec.digits, seed)
         words = self.spec.argv(variant) if variant in self.spec.variants else self.longer_argv(variant)
         words = [*words, '--data-dir', str(data), '--seed', str(seed), '--resume', 'auto', '--exact-resume']
-        if not self.spec.digits:
+        if self.spec.args(self.spec.base).labels_per_class:
             words += ['--label-split', str(seed)]
         return [*words, '--output', str(self.out / 'runs' / variant), '--experiment', f'seed{seed}']
 
