@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: a fixed seed, a small folder of images, and train.py run on it."""
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ import train as train_script
 from tests.helpers.training import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, train_argv
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS, SLOW_SECONDS = 300, 3600  # of a single test
 torch.set_num_threads(1)  # sums in another order are other numbers
 
 
@@ -27,6 +29,33 @@ def fixed_seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def log_levels():
+    """A program that ran in this process, such as a benchmark, may have silenced the log for itself alone."""
+    loggers = [logging.getLogger(name) for name in (None, 'train')]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Let no test wait for ever."""
+    seconds = SLOW_SECONDS if item.get_closest_marker('slow') else SECONDS
+
+    def give_up(signum, frame):
+        pytest.fail(f'still running after {seconds} s')
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture(scope='session')

@@ -1,23 +1,32 @@
-"""Data sets: timm's factory, the embedded digits, and checks of what is in them."""
+"""Data sets: timm's factory, what it lacks, and checks of what is in them."""
 
 import logging
 import os
 
 from timm.data import create_dataset as create_timm_dataset
 from torch.utils.data import IterableDataset
+from torchvision.datasets import STL10
 
 from regaug.data.digits import create_digits
 from regaug.data.samples import Samples, training_samples
+from regaug.data.tiny_imagenet import create_tiny_imagenet, is_tiny_imagenet
 from regaug.errors import OptionError
 
 _logger = logging.getLogger('train')
+_STL10_SPLITS = {
+    **dict.fromkeys(('train', 'training'), 'train'),
+    **dict.fromkeys(('val', 'valid', 'validation', 'eval', 'evaluation'), 'test'),
+}
 
 
 def create_dataset(name, root, split, **kwargs):
-    """Create a data set by timm's factory, or the embedded digits for the name `regaug/digits`.
+    """Create a data set by timm's factory, or one that timm lacks.
+
+    These are the embedded digits for the name `regaug/digits`, torchvision's STL-10 for `torch/stl10` and, for a folder
+    in which Tiny-ImageNet has been unpacked, Tiny-ImageNet.
 
     Args:
-        name: timm's data set name (`''` for a folder, `torch/...`, `hfds/...`, `wds/...`, ...) or `regaug/digits`.
+        name: timm's data set name (`''` for a folder, `torch/...`, `hfds/...`, `wds/...`, ...) or one of ours.
         root: folder of the data.
         split: name of the split.
         **kwargs: further arguments of `timm.data.create_dataset`.
@@ -31,6 +40,10 @@ def create_dataset(name, root, split, **kwargs):
     if prefix in ('', 'torch') and (root is None or not os.path.exists(root)) and not kwargs.get('download'):
         raise OptionError(f'--data-dir {root}: there is no such folder.')
     try:
+        if name.lower() == 'torch/stl10':
+            return STL10(root, _STL10_SPLITS.get(split, split), download=bool(kwargs.get('download')))
+        if name == '' and not kwargs.get('class_map') and is_tiny_imagenet(root):
+            return create_tiny_imagenet(root, split, input_img_mode=kwargs.get('input_img_mode') or 'RGB')
         return create_timm_dataset(name, root=root, split=split, **kwargs)
     except (AssertionError, RuntimeError, FileNotFoundError, ValueError) as error:
         raise OptionError(f'--dataset {name!r} --data-dir {root}, split {split!r}: {error}') from error
@@ -41,7 +54,10 @@ def class_index(dataset):
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     source = getattr(dataset, 'reader', dataset)
-    return getattr(source, 'class_to_idx', None) or getattr(source, 'class_name_to_idx', None)
+    index = getattr(source, 'class_to_idx', None) or getattr(source, 'class_name_to_idx', None)
+    if index is None and isinstance(source, STL10):
+        return {name: label for label, name in enumerate(source.classes)}
+    return index
 
 
 def check_classes(train_set, eval_set, num_classes, *, given):

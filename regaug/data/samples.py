@@ -3,10 +3,10 @@
 import logging
 import multiprocessing
 
-import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
+from regaug.data.subsets import sample_labels, stratified_subset
 from regaug.errors import OptionError
 
 _logger = logging.getLogger('train')
@@ -98,44 +98,6 @@ class Views(Dataset):
     def __getitem__(self, position):
         image, target = self.dataset[position]
         return tuple(self.transform(image) for _ in range(self.num_views)), target
-
-
-def sample_labels(dataset):
-    """Class index of every sample of a map-style data set, int64 array [N]; from its index where it keeps one."""
-    reader = getattr(dataset, 'reader', dataset)
-    if hasattr(reader, 'targets'):
-        return np.array([int(target) for target in reader.targets])
-    if hasattr(reader, 'samples'):
-        return np.array([sample[1] for sample in reader.samples])
-    _logger.info(f'{type(dataset).__name__} keeps no list of its labels: reading all {len(dataset)} samples once.')
-    return np.array([dataset[index][1] for index in range(len(dataset))])
-
-
-def stratified_subset(labels, per_class, split):
-    """Indices of a fixed subset with the same number of samples of every class.
-
-    The same labels, number and split give the same subset on every machine and with every version of the libraries
-    (NumPy guarantees the stream of `RandomState`). With the same split, a smaller subset is part of a larger one.
-
-    Args:
-        labels: class indices [N].
-        per_class: samples of each class.
-        split: which of the many possible subsets; any integer from 0.
-
-    Returns:
-        Sorted sample indices, int64 array [per_class * classes].
-
-    Raises:
-        OptionError: when a class has fewer samples.
-    """
-    random_state = np.random.RandomState(split)
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) < per_class:
-            raise OptionError(f'--labels-per-class {per_class}: class {label} has only {len(members)} samples.')
-        chosen.append(random_state.permutation(members)[:per_class])
-    return np.sort(np.concatenate(chosen))
 
 
 def training_samples(dataset, *, labels_per_class=None, label_split=0):

@@ -11,17 +11,18 @@ For each batch:
 5. train each sample on its worst candidate, the base being one of them.
 """
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from timm.data.loader import adapt_to_chs
 
 from regaug.augment.operators import NUM_LEVELS, OPERATORS
-from regaug.augment.parameters import Parameters
-from regaug.methods.scoring import select
+from regaug.augment.parameters import Augmentation, Parameters
+from regaug.errors import OptionError
+from regaug.methods.scoring import Scorer, Selection, select
 from regaug.seeds import derived_seed
-
-_CHECK_EVERY = 500  # updates: how often reused scores are compared with exact ones
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Candidates:
         params: `augmentation.Parameters` of each candidate.
         images: normalised, [B, C, H, W] each.
         losses: [B] each; where a candidate did not move it is the base, with the base's loss.
-        passes: scoring passes that it took, in batches.
+        passes: scoring passes that it took.
     """
 
     groups: list[str]
     params: list[Parameters]
     images: list[torch.Tensor]
     losses: list[torch.Tensor]
-    passes: float
+    passes: int
 
 
 class UADA:
@@ -54,18 +55,15 @@ class UADA:
         epsilon: size of the step; with 0 nothing adapts and nothing is scored.
         step: `ascend`; the paper's controls (table 6) are `random`, where parameters move at random, and `descend`,
             where they move down the loss and each sample trains on its easiest candidate.
-        reuse: score no sample twice with the same parameters. Candidates of several kinds then share a batch, which
-            batch-norm notices: an approximation, compared with the exact choice every 500 updates.
     """
 
-    def __init__(self, augmentation, *, scorer, seed, delta=1, epsilon=1, step='ascend', reuse=False):
+    def __init__(self, augmentation, *, scorer, seed, delta=1, epsilon=1, step='ascend'):
         self.augmentation = augmentation
         self.scorer = scorer
         self.seed = seed
         self.delta = delta
         self.epsilon = epsilon
         self.step = step
-        self.reuse = reuse
 
     @torch.no_grad()
     def __call__(self, input, target, key):
@@ -87,16 +85,12 @@ class UADA:
             return images, target, {'uada_passes': 0.0}
         steps = augmentation.draw_steps(rng, base, input, self.delta)
         find = self.move_at_random if self.step == 'random' else self.move_by_probes
-        candidates = find(input, target, base, steps, self.reuse)
+        candidates = find(input, target, base, steps)
         index = self.choose(candidates)
         images = candidates.images[0]
         for number, others in enumerate(candidates.images[1:], start=1):
             images = select(index == number, others, images)
         figures = self.figures(candidates, index, steps.get('policy'))
-        num_updates, _, micro_batch = key
-        if self.reuse and num_updates % _CHECK_EVERY == 0 and micro_batch == 0:
-            exact = self.choose(find(input, target, base, steps, reuse=False))
-            figures['uada_agreement'] = (index == exact).float().mean()
         return images, target, figures
 
     def choose(self, candidates):
@@ -104,7 +98,7 @@ class UADA:
         losses = torch.stack(candidates.losses)
         return losses.argmin(dim=0) if self.step == 'descend' else losses.argmax(dim=0)
 
-    def move_at_random(self, input, target, base, steps, reuse):
+    def move_at_random(self, input, target, base, steps):
         """`Candidates` whose parameters moved up or down by the toss of a coin."""
         augmentation = self.augmentation
         moved = {
@@ -114,11 +108,10 @@ class UADA:
         base_images, *images = augmentation.apply(input, [base, *moved.values()], {})
         base_loss = self.scorer(base_images, target)
         images = dict(zip(moved, images, strict=True))
-        known = {group: self.known(group, params, (base, base_loss)) for group, params in moved.items()}
-        losses, passes = self.score(images, target, known, reuse)
-        return self.collect(base, base_images, base_loss, moved, images, losses, 1 + passes)
+        losses = self.score(images, target)
+        return self.collect(base, base_images, base_loss, moved, images, losses, 1 + len(losses))
 
-    def move_by_probes(self, input, target, base, steps, reuse):
+    def move_by_probes(self, input, target, base, steps):
         """`Candidates` whose parameters moved along the sign of the loss's finite differences."""
         augmentation, memo = self.augmentation, {}
         everywhere = torch.ones(len(input), dtype=torch.bool, device=input.device)
@@ -129,8 +122,7 @@ class UADA:
         base_images, *images = augmentation.apply(input, [base, *probes.values()], memo)
         base_loss = self.scorer(base_images, target)
         images = dict(zip(probes, images, strict=True))
-        known = {group: self.known(group, probe, (base, base_loss)) for group, probe in probes.items()}
-        probe_losses, probe_passes = self.score(images, target, known, reuse)
+        probe_losses = self.score(images, target)
         flipped_images = images.get('flip')
 
         moved = {
@@ -140,16 +132,13 @@ class UADA:
         rest = {group: params for group, params in moved.items() if group != 'flip'}
         images = dict(zip(rest, augmentation.apply(input, list(rest.values()), memo), strict=True))
         del memo
-        known = {
-            group: self.known(group, params, (probes[group], probe_losses[group]), (base, base_loss))
-            for group, params in rest.items()
-        }
-        losses, passes = self.score(images, target, known, reuse)
+        losses = self.score(images, target)
+        passes = 1 + len(probe_losses) + len(losses)
         if 'flip' in moved:  # either the probe or the base: nothing new to score
             flipped = moved['flip'].flips != base.flips
             images['flip'] = select(flipped, flipped_images, base_images)
             losses['flip'] = probe_losses['flip']
-        return self.collect(base, base_images, base_loss, moved, images, losses, 1 + probe_passes + passes)
+        return self.collect(base, base_images, base_loss, moved, images, losses, passes)
 
     def follow(self, base, group, step, difference, input):
         """Move a group by epsilon along the sign of its loss's finite difference (equation 5).
@@ -164,45 +153,17 @@ class UADA:
         step = self.epsilon * uphill.to(step.dtype)[:, None] * step.sign()
         return self.augmentation.move(base, group, step, input)
 
-    def known(self, group, params, *earlier):
-        """Losses [B] of parameters that were scored before, nan where they were not.
-
-        Args:
-            earlier: pairs of `Parameters` and their losses [B].
-        """
-        losses = torch.full_like(earlier[0][1], torch.nan)
-        for others, scored in earlier:
-            losses = torch.where(self.augmentation.same(params, others, group), scored, losses)
-        return losses
-
-    def score(self, images, target, known, reuse):
+    def score(self, images, target):
         """Losses of several candidates.
 
         Args:
             images: {group: [B, C, H, W]}.
             target: [B].
-            known: {group: losses [B] from `known`}.
-            reuse: score only what is not known, in batches of one, two, three or four quarters of the usual size (few
-                sizes, since cuDNN and compilers look at each anew; none below 8, because of batch-norm).
 
         Returns:
-            ({group: losses [B]}, passes in batches).
+            {group: losses [B]}.
         """
-        if not reuse:
-            return {group: self.scorer(batch, target) for group, batch in images.items()}, len(images)
-        if not images:
-            return {}, 0
-        size, losses = len(target), torch.cat([known[group] for group in images])
-        rows = losses.isnan().nonzero()[:, 0]
-        count, unit = len(rows), max(size // 4, min(size, 8))
-        if count:
-            fill = torch.arange(-count % unit, device=rows.device)
-            every_image = torch.cat(list(images.values()))
-            pieces = torch.cat([rows, fill]).split(size - size % unit)
-            scored = torch.cat([self.scorer(every_image[piece], target[piece % size]) for piece in pieces])
-            losses = losses.index_copy(0, rows, scored[:count].to(losses.dtype))
-            count += len(fill)
-        return dict(zip(images, losses.split(size), strict=True)), count / size
+        return {group: self.scorer(batch, target) for group, batch in images.items()}
 
     def collect(self, base, base_images, base_loss, moved, images, losses, passes):
         """`Candidates` in the order of the groups."""
@@ -245,3 +206,62 @@ class UADA:
         level_shares = (levels[..., None] == torch.arange(NUM_LEVELS, device=device)).float().mean(dim=(0, 1))
         figures |= {f'uada_operator/{name}': share for name, share in zip(OPERATORS, operators, strict=True)}
         return figures | {f'uada_level/{level}': share for level, share in enumerate(level_shares)}
+
+
+def create(args, model, data_config):
+    """UADA for these options, None without.
+
+    Raises:
+        OptionError: when it has no operators for the images.
+    """
+    if not args.uada:
+        return None
+    channels = data_config['input_size'][0]
+    if 'policy' in args.uada_groups and channels not in (1, 3):
+        raise OptionError(f'--uada-groups policy: its operators take 1 or 3 channels, these images have {channels}.')
+    build = functools.partial(create_uada, args=args, data_config=data_config)
+    option = f'--uada with --model {args.model}'
+    return Selection('uada', build, data_config, option=option, scores=args.uada_epsilon > 0)
+
+
+def create_uada(phase, task, args, data_config):
+    """UADA as it is in a phase.
+
+    Args:
+        phase: `training.phases.Phase`.
+        task: whose network scores the candidates.
+        args: the options as they were given.
+        data_config: timm's data configuration.
+    """
+    channels = data_config['input_size'][0]
+    augmentation = Augmentation(
+        args.uada_groups,
+        mean=adapt_to_chs(data_config['mean'], channels),
+        std=adapt_to_chs(data_config['std'], channels),
+        device=task.device,
+        dtype=getattr(torch, args.model_dtype or 'float32'),
+        padding=args.pad_crop,
+        pad_mode=args.pad_mode,
+        flip_prob=args.hflip,
+        cutout_size=args.cutout_size,
+        ranges=args.uada_ranges,
+        intensity=phase.intensity,
+    )
+    return UADA(
+        augmentation,
+        scorer=Scorer(task),
+        seed=args.seed,
+        delta=args.uada_delta,
+        epsilon=args.uada_epsilon,
+        step=args.uada_step,
+    )
+
+
+def adapt_phase(phase, epoch, args):
+    """Images come in [0, 1], and the loader leaves to UADA what its groups do; off in refinement."""
+    if not phase.options.uada:
+        return phase
+    if 'flip' in args.uada_groups:
+        phase = phase.with_options(hflip=0.0)
+    padding = 0 if 'crop' in args.uada_groups else phase.padding
+    return replace(phase.on('uada'), padding=padding, normalises=False)

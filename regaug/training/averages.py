@@ -1,6 +1,5 @@
-"""Book-keeping of loss terms over an epoch: averages, last values, and what the further terms cost."""
+"""Book-keeping of loss terms over an epoch: averages and last values."""
 
-import time
 from collections import OrderedDict
 
 import torch
@@ -57,49 +56,3 @@ def to_floats(values, world_size=1):
     tensors = [value for value in values if torch.is_tensor(value)]
     fetched = iter(torch.stack(tensors).tolist() if tensors else ())
     return [next(fetched) if torch.is_tensor(value) else float(value) for value in values]
-
-
-class TermClock:
-    """Measures one micro-batch, without waiting for the device until it is read.
-
-    First comes the choice of the input, then forward and backward of each term.
-    """
-
-    def __init__(self, device):
-        self.device = device
-        self.marks = [self._now()]
-        self.first = 0  # the mark at which the first term starts
-
-    def _now(self):
-        if self.device.type != 'cuda':
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def start_terms(self, chose=True):
-        """Called when the input is chosen.
-
-        Args:
-            chose: there was anything to choose; if not, the little time until here is the first term's.
-        """
-        if chose:
-            self.mark()
-        self.first = len(self.marks) - 1
-
-    def mark(self):
-        """Called after each term."""
-        self.marks.append(self._now())
-
-    def cost(self):
-        """Time of everything relative to the first term; 1.0 for a single one without a choice before it."""
-        if len(self.marks) == 2:
-            return 1.0
-        return self._between(0, -1) / max(self._between(self.first, self.first + 1), 1e-9)
-
-    def _between(self, first, last):
-        start, end = self.marks[first], self.marks[last]
-        if self.device.type != 'cuda':
-            return end - start
-        end.synchronize()
-        return start.elapsed_time(end)

@@ -198,7 +198,7 @@ def test_a_data_set_that_knows_no_class_names_is_not_checked(caplog):
 def test_mixing_is_active_when_an_alpha_or_a_range_is_given(line, active):
     args = train_args(*line.split())
     assert mixing_active(args) is active
-    assert (create_mixup(phase_at(0, args).options, 4) != (None, None)) is active
+    assert (create_mixup(phase_at(0, args), 4) != (None, None)) is active
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_mixing_is_active_when_an_alpha_or_a_range_is_given(line, active):
     ],
 )
 def test_mixing_is_done_where_timm_does_it(loading, kind, place):
-    made = create_mixup(phase_at(0, train_args('--mixup', 0.3, '--cutmix', 0.7, *loading)).options, 4)
+    made = create_mixup(phase_at(0, train_args('--mixup', 0.3, '--cutmix', 0.7, *loading)), 4)
     assert type(made[place]) is kind
     assert made[1 - place] is None
 
@@ -219,8 +219,7 @@ def test_mixing_is_done_where_timm_does_it(loading, kind, place):
 def test_every_option_of_mixing_reaches_timm(kind):
     line = '--mixup 0.3 --cutmix 0.7 --mixup-prob 0.6 --mixup-switch-prob 0.4 --mixup-mode pair --smoothing 0.2'
     loading = ['--no-prefetcher'] if kind is Mixup else []
-    options = phase_at(0, train_args(*line.split(), *loading)).options
-    made = next(filter(None, create_mixup(options, 4)))
+    made = next(filter(None, create_mixup(phase_at(0, train_args(*line.split(), *loading)), 4)))
     reference = kind(
         mixup_alpha=0.3, cutmix_alpha=0.7, prob=0.6, switch_prob=0.4, mode='pair', label_smoothing=0.2, num_classes=4
     )

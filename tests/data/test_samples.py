@@ -14,7 +14,8 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
-from regaug.data.samples import Samples, sample_labels, stratified_subset, training_samples
+from regaug.data.samples import Samples, training_samples
+from regaug.data.subsets import sample_labels, stratified_subset
 from regaug.errors import OptionError
 from tests.helpers.data import MemoryDataset, deliver, make_train_data, noise_images, noise_set
 

@@ -3,13 +3,15 @@
 import argparse
 import csv
 from contextlib import nullcontext
+from functools import partial
 
 import timm
 import torch
 from torch import nn
 
-from regaug.methods.create import create_gradaug
+from regaug.methods import gradaug as gradaug_method
 from regaug.methods.gradaug import GradAug
+from regaug.methods.scoring import Selection
 from regaug.options import parse_train
 from regaug.slimmable import SlimmablePlan, Twin
 from regaug.training.engine import Engine
@@ -78,12 +80,58 @@ def make_gradaug(**kwargs):
     return GradAug(**{'num_subnetworks': 3, 'min_width': 0.5, 'seed': 42, **kwargs})
 
 
-def make_task(model, criterion=None, *, gradaug=None, side=32, width_divisor=8, **kwargs):
-    """A `RegAugTask`, with sub-networks of `model` where there is a `GradAug`."""
-    task = RegAugTask(model, criterion or nn.CrossEntropyLoss(), gradaug=gradaug, verbose=False, **kwargs)
-    if gradaug is not None:
-        gradaug.subnet = Twin(model, SlimmablePlan(model, (3, side, side)), width_divisor)
+def make_task(
+    model,
+    criterion=None,
+    *,
+    task_class=RegAugTask,
+    gradaug=None,
+    selector=None,
+    methods=(),
+    side=32,
+    width_divisor=8,
+    rank=0,
+    autocast=None,
+    **kwargs,
+):
+    """A task in train mode with methods in it, as a run puts them in.
+
+    Args:
+        gradaug: `GradAug`; it gets slices of `model` planned for images of `side` if nothing else is given to it.
+        selector: see `set_selector`.
+        methods: further `regaug.methods.Method`s.
+        **kwargs: of timm's task.
+    """
+    task = task_class(model, criterion or nn.CrossEntropyLoss(), verbose=False, **kwargs)
+    task.rank = rank
+    if autocast is not None:
+        task.autocast = autocast
+    if gradaug is not None and gradaug.make_subnet is None:
+        plan = SlimmablePlan(model, (3, side, side))
+        gradaug.make_subnet = partial(Twin, plan=plan, width_divisor=width_divisor)
+    task.use([*([] if gradaug is None else [gradaug]), *methods])
+    if selector is not None:
+        set_selector(task, selector)
     return task.train()
+
+
+def set_selector(task, selector):
+    """Let a function (input, target, (num_updates, rank, micro_batch)) -> (input, target, metrics) choose the input.
+
+    It takes the place of one that was there before; None takes that one out.
+    """
+    others = [method for method in task.active if not isinstance(method, Selection)]
+    selections = []
+    if selector is not None:
+        selections = [Selection('selector', lambda phase, task: selector, None, option='', scores=False)]
+        selections[0].attach(task)
+        selections[0].start_phase(None)
+    task.methods = task.active = (*others, *selections)
+
+
+def selector_of(task):
+    """What chooses the input of a task now, or None."""
+    return next((method.selector for method in task.active if isinstance(method, Selection)), None)
 
 
 class SilentReport:
@@ -198,4 +246,4 @@ def created_gradaug(*options, input_size=(3, 32, 32)):
     args = train_args('--num-classes', CLASSES, '--gradaug', 2, *options)
     torch.manual_seed(4)
     model = build_model(args)
-    return model, create_gradaug(args, model, input_size)
+    return model, gradaug_method.create(args, model, {'input_size': input_size})

@@ -2,7 +2,6 @@
 
 from dataclasses import fields, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -73,11 +72,6 @@ def make_batch(size=16, seed=0, classes=CLASSES):
 
 def row_of(params, index):
     return Parameters(**{field.name: getattr(params, field.name)[index : index + 1] for field in fields(params)})
-
-
-def tuple_of(params, index):
-    """The parameters of one sample as numbers that can be compared."""
-    return tuple(tuple(np.ravel(getattr(params, field.name)[index].numpy()).tolist()) for field in fields(params))
 
 
 def augment(uada, input, params):

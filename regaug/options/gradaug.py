@@ -1,0 +1,51 @@
+"""Options of GradAug, and what its sub-networks cannot work with."""
+
+from argparse import Namespace
+
+from timm.optim import get_optimizer_info
+
+from regaug.options.parser import Group, Option, flag, refuse_with, require, spell
+
+_WIDTH, _DEPTH = '--gradaug-subnet=width', '--gradaug-subnet=depth'
+_TRANSFORMS = ('scale', 'rotate', 'crop', 'flip', 'mask')
+_SIZES = 'sides that scale and crop draw from (default: 1, 6/7, 5/7 and 4/7 of the training size, rounded)'
+_SUBNET = 'what makes a sub-network: fewer channels, or fewer blocks (stochastic depth)'
+
+TRAIN = Group(
+    'GradAug parameters',
+    Option('--gradaug', int, 0, 'sub-networks trained beside the full network at each update; 0: off', low=0),
+    Option('--gradaug-min-width', float, 0.9, 'smallest fraction of channels kept', above=0, high=1, needs=_WIDTH),
+    Option('--gradaug-width-divisor', int, 8, 'channels are kept in multiples of this', low=1, needs=_WIDTH),
+    Option('--gradaug-transforms', str, ['scale'], 'of the input, in this order', nargs='*', choices=_TRANSFORMS),
+    Option('--gradaug-sizes', int, None, _SIZES, nargs='+', low=1),
+    Option('--gradaug-targets', str, 'soft', "the full network's output, or the labels", choices=('soft', 'hard')),
+    Option('--gradaug-subnet', str, 'width', _SUBNET, choices=('width', 'depth')),
+    Option('--gradaug-depth-rate', float, 0.2, 'drop rate of the last block', low=0, below=1, needs=_DEPTH),
+    Option('--gradaug-weight', float, 1.0, "weight of each sub-network's loss", above=0),
+    Option('--gradaug-batch-share', float, 1.0, 'share of the batch that each sub-network sees', above=0, high=1),
+    flag('--gradaug-average', 'divide the sum of all loss terms by their number, as MaskSub does'),
+    Option('--gradaug-mask-ratio', float, 0.5, 'share of the patches (or tokens) that mask drops', above=0, below=1),
+    Option('--gradaug-mask-patch', int, 32, 'side in pixels of the patches that mask sets to zero', low=1),
+    Option('--gradaug-every', int, 1, 'train sub-networks at every n-th update only', low=1),
+    Option('--gradaug-start-epoch', int, 0, 'first epoch that trains sub-networks', low=0),
+    Option('--gradaug-compile', int, 0, 'draw from this many fixed widths, and compile them (approximate)', low=0),
+    switch='--gradaug',
+)
+
+
+def check(args: Namespace):
+    """Refuse what sub-networks cannot work with."""
+    once = len(set(args.gradaug_transforms)) == len(args.gradaug_transforms)
+    require(args, '--gradaug-transforms', once, 'each transform may be given once')
+    if not args.gradaug:
+        return
+    refuse_with(args, '--gradaug', ['--kd-model-name'], 'sub-networks learn from the full network alone')
+    first_order = not get_optimizer_info(args.opt.split('_')[-1]).second_order
+    require(args, '--gradaug', first_order, f'does not go with the second-order optimiser of {spell(args, "--opt")}')
+    square = args.input_size is None or args.input_size[1] == args.input_size[2]
+    why = f'rotate needs a square input, not {spell(args, "--input-size")}'
+    require(args, '--gradaug-transforms', square or 'rotate' not in args.gradaug_transforms, why)
+    used = {'scale', 'crop'} & set(args.gradaug_transforms)
+    require(args, '--gradaug-sizes', args.gradaug_sizes is None or used, 'only scale and crop change the size')
+    by_width = not args.gradaug_compile or args.gradaug_subnet == 'width'
+    require(args, '--gradaug-compile', by_width, f'fixes widths, which {spell(args, "--gradaug-subnet")} has not')
