@@ -102,10 +102,12 @@ def test_runs_of_another_spec_are_told_by_what_differs(tmp_path):
 @pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'specs').glob('*.yaml')), ids=lambda path: path.stem)
 def test_specs_of_the_project_are_accepted(path, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)  # some are for GPUs
     spec = read_spec(str(path))
     assert spec.base in spec.variants and len(spec.variants) > 1
     header = path.read_text().partition('\n\n')[0]
-    assert f'python -m benchmarks.accuracy benchmarks/specs/{path.name}' in header and 'time ' in header
+    assert f'python -m benchmarks.accuracy benchmarks/specs/{path.name} --out' in header and '# time ' in header
+    assert ('--data-dir' in header) == (not spec.digits)
 
 
 def test_digits_are_tested_on_all_that_are_not_trained_on(tmp_path):
