@@ -1,4 +1,4 @@
-"""Four claims about every method and some pairs: it logs all it should, resumes exactly, trains on ranks, and is off."""
+"""Four claims about every method and some pairs: its log is complete, it resumes exactly, trains on ranks, is off."""
 
 import math
 import re
@@ -142,7 +142,7 @@ def batches_of(rank, phase):
 def train_rank(case, rank, world_size=1):
     """Train for two updates of two micro-batches; what there is to compare of it."""
     torch.manual_seed(1)
-    args, phase, model, chosen = CASES[case].build(rank, world_size)
+    _, phase, model, chosen = CASES[case].build(rank, world_size)
     task = make_task(model, methods=chosen, rank=rank)
     task.start_phase(phase, create_criterion(phase))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
