@@ -172,7 +172,7 @@ def selector_of(task):
 class SilentReport:
     """Stands where `report.Report` stands and keeps the records."""
 
-    wants_grad_norm = False
+    wants_grad_norm = wants_pictures = False
 
     def __init__(self):
         self.records = []
@@ -180,7 +180,7 @@ class SilentReport:
     def on_update(self, record):
         self.records.append(record)
 
-    def on_batch(self, input, target, batch_idx):
+    def on_batch(self, input, target, batch_idx, more=()):
         pass
 
     def on_eval_batch(self, *args, **kwargs):
