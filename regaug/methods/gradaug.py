@@ -250,7 +250,7 @@ def create(args, model, data_config):
         average=args.gradaug_average,
         mask_ratio=args.gradaug_mask_ratio,
         mask_patch=args.gradaug_mask_patch,
-        rule=getattr(args, 'gradaug_widths', 'sandwich'),
+        rule=args.gradaug_widths,
         num_widths=args.gradaug_compile,
         narrows=args.gradaug_subnet == 'width',
         make_subnet=make_subnet,

@@ -89,7 +89,6 @@ def check_evaluated_model(args: Namespace):
     if args.model == 'all' or Path(args.model).is_file():
         return
     if set('*?[') & set(args.model):
-        require(args, '--model', list_models(args.model, pretrained=True), 'no pretrained model has such a name')
-        return
+        return require(args, '--model', list_models(args.model, pretrained=True), 'no pretrained model has such a name')
     check_model_name(args, '--model')
     check_published_weights(args, '--model', not args.checkpoint, 'give a --checkpoint')

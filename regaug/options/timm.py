@@ -8,7 +8,6 @@ _MIXING = '--mixup --cutmix --cutmix-minmax'
 _BINARY = '--bce-loss --task=multilabel'
 _METRIC = 'ranks checkpoints: top1, top5, loss; multilabel: map (unless given), micro_f1, macro_f1, sample_f1, loss'
 _SCALES = ('none', 'sqrt', 'linear')
-_LAST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 
 DATA = Group(None, Option('data', None, None, 'folder of the data set, the same as --data-dir', nargs='?'))
 
@@ -49,8 +48,8 @@ MODEL = Group(
     flag('--pretrained', 'start from the published weights of the model'),
     Option('--pretrained-path', str, None, 'file to take the pretrained weights from; its classifier is kept as it is'),
     Option('--initial-checkpoint', str, '', 'start from the weights in this checkpoint'),
-    Option('--resume', str, '', 'checkpoint to go on from; auto: from the newest good checkpoint, where there is one'),
-    flag('--no-resume-opt', 'leave the optimiser state out when resuming', needs='--resume'),
+    Option('--resume', str, '', 'checkpoint to go on from; auto: from the newest good checkpoint', once=True),
+    flag('--no-resume-opt', 'leave the optimiser state out when resuming', needs='--resume', once=True),
     Option('--task', str, 'classification', 'one label an image, or any', choices=('classification', 'multilabel')),
     Option('--num-classes', int, None, "number of classes (default: the model's own)", low=1),
     Option('--gp', str, None, 'global pooling: fast, avg, max, avgmax, avgmaxc (default: the model decides)'),
@@ -122,7 +121,7 @@ SCHEDULE = Group(
     Option('--min-lr', float, 0, 'learning rate at the end of cyclic schedules', low=0),
     Option('--epochs', int, 300, 'epochs of the schedule', low=0),
     Option('--epoch-repeats', float, 0.0, 'passes over the data set in one epoch, 0 meaning one', low=0),
-    Option('--start-epoch', int, None, 'epoch to start at, whatever a checkpoint says', low=0),
+    Option('--start-epoch', int, None, 'epoch to start at, whatever a checkpoint says', low=0, once=True),
     Option('--decay-milestones', int, [90, 180, 270], 'epochs at which multistep decays', nargs='+', low=0),
     Option('--decay-epochs', float, 90, 'epochs between two decays of a step schedule', low=0),
     Option('--warmup-epochs', int, 5, 'epochs of warm-up', low=0),
@@ -196,7 +195,7 @@ EMA = Group(
 
 MISC = Group(
     'Miscellaneous parameters',
-    Option('--seed', int, 42, 'random seed', low=0, high=_LAST_SEED),
+    Option('--seed', int, 42, 'random seed', low=0, high=2**32 - 1),  # NumPy takes no larger one
     Option('--worker-seeding', str, 'all', 'generators seeded in a worker (part: not NumPy)', known=('all', 'part')),
     Option('--log-interval', int, 50, 'updates between two lines of the log', low=1),
     Option('--val-interval', int, 1, 'epochs between two evaluations', low=1),
@@ -217,7 +216,7 @@ MISC = Group(
     flag('--log-wandb', 'log to Weights & Biases'),
     Option('--wandb-project', str, None, 'project on Weights & Biases', needs='--log-wandb'),
     Option('--wandb-tags', str, [], 'tags on Weights & Biases', nargs='+', needs='--log-wandb'),
-    Option('--wandb-resume-id', str, '', 'id of the Weights & Biases run to go on with'),
+    Option('--wandb-resume-id', str, '', 'id of the Weights & Biases run to go on with', once=True),
     Option('--train-img-sizes', int, None, 'sides to train at, one drawn for each batch', nargs='+', low=1),
     Option('--train-batch-sizes', int, None, 'batch size of each size (default: --batch-size)', nargs='+', low=1),
     Option('--train-size-probs', float, None, 'weight of each of --train-img-sizes (default: equal)', nargs='+', low=0),

@@ -1,6 +1,7 @@
 """Data, augmentation and loaders: what timm notices late or never, and trials of what it refuses."""
 
 import difflib
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def check(args: Namespace):
 
 def check_input(args: Namespace):
     """Check sizes and statistics that timm's data configuration asserts on."""
-    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    channels, *sides = args.input_size or (args.in_chans or 3, args.img_size, args.img_size)
+    last = args.input_size and sides[-1] <= 4 < channels
+    require(args, '--input-size', not last, f'channels come first: --input-size {sides[-1]} {channels} {sides[0]}')
+    square = args.img_size is None or sides == [args.img_size] * 2
+    require(args, '--img-size', square, f'contradicts {spell(args, "--input-size")}')
     same = args.in_chans in (None, channels)
     require(args, '--input-size', same, f'its first number contradicts {spell(args, "--in-chans")}')
     for flag in ('--mean', '--std'):
@@ -65,12 +70,17 @@ def check_dataset(args: Namespace):
     prefix, name = split_dataset_name(args)
     require_known(args, '--dataset', prefix, ('', 'torch', 'regaug', *PACKAGES), 'kind of data set')
     if prefix == 'regaug':
-        return require_known(args, '--dataset', args.dataset, ('regaug/digits',))
+        require_known(args, '--dataset', args.dataset, ('regaug/digits',))
+        return refuse_with(
+            args, '--dataset', ['--data-dir', 'data'], 'these images come with regaug; leave one of the two out'
+        )
     if prefix in PACKAGES:
         require_package(args, '--dataset', PACKAGES[prefix])
     if prefix == 'torch':
         require_known(args, '--dataset', name.lower(), TORCH_DATASETS, 'data set')
     folder = args.data_dir or args.data
+    same = args.data in (None, folder)
+    require(args, '--data-dir', same, f'contradicts the folder {args.data}')
     if not folder and prefix in ('', 'torch', 'wds'):
         raise OptionError(f'--data-dir: {spell(args, "--dataset")} needs a folder; none was given')
     if prefix in ('', 'torch'):  # others may have an address: only reading shows whether it is there
@@ -126,6 +136,10 @@ def check_loaders(args: Namespace):
     """Check what timm's loaders refuse, or fail on later."""
     repeated = not args.aug_repeats or is_distributed_env()
     require(args, '--aug-repeats', repeated, 'needs several processes, started by torchrun')
+    samples = args.train_num_samples if split_dataset_name(args)[0] in STREAMS else None
+    batches = args.train_batches_per_epoch or (math.ceil(samples / args.batch_size) if samples else math.inf)
+    in_time = args.grad_accum_steps <= batches
+    require(args, '--grad-accum-steps', in_time, f'an epoch has {batches} batches only')
     refuse_stream(args, '--aug-repeats', 'a stream cannot be repeated')
     refuse_stream(args, '--use-multi-epochs-loader', 'it then has no length')
     refuse_stream(args, '--train-img-sizes', 'a stream cannot be scheduled')

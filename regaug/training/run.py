@@ -123,7 +123,7 @@ class Run:
         stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
         self.experiment = args.experiment or '-'.join([stamp, safe_model_name(args.model), size])
         self.folder = os.path.join(self.output, self.experiment)
-        overwrites = getattr(args, 'overwrite', False) or args.dry_run
+        overwrites = args.overwrite or args.dry_run
         resumed = Resumed(None, False)
         if args.resume == 'auto':
             args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
@@ -234,7 +234,7 @@ class Run:
         except OSError as error:
             raise OptionError(f'--output {args.output} --experiment {args.experiment}: {error}') from error
         self.lock = lock(self.folder, self.experiment)
-        if getattr(args, 'overwrite', False):
+        if args.overwrite:
             clear(self.folder, start_epoch=self.start_epoch if self.resumes_here else 0, keep=args.resume or None)
         self.saver = Saver(
             self.model,
