@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
-from regaug.data.datasets import check_classes, class_index, create_datasets
+from regaug.data.datasets import check_classes, check_data, class_index, create_datasets
 from regaug.data.loaders import TrainLoader, create_eval_loader
 from regaug.data.workers import leave_signals_to_main
 from regaug.device import Precision, prepare_device
@@ -89,6 +89,7 @@ class Run:
         if not args.dry_run:
             check_writable(self.output, args.experiment)
         self.device = prepare_device(args)
+        check_data(args)
         self.primary = args.rank == 0
         if not self.primary:
             logging.getLogger().setLevel(logging.WARNING)
