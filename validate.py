@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None):
         logging.getLogger().setLevel(logging.WARNING)
     set_backends(args)
     jobs = find_jobs(args)
+    args.several_networks = bool(jobs) or len(args.width or ()) > 1
     if jobs:
         rows = results = validate_all(validate, args, jobs)
     else:

@@ -3,7 +3,7 @@
 import copy
 import logging
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,10 @@ class EvaluationData:
             return None
         present = set(sample_labels(self.dataset).tolist())
         return {name for name, index in classes.items() if index in present}
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """Some images of the data set, by their places in it."""
+        return Samples(self.dataset, indices)
 
     def loader(self, dataset: Dataset, *, shared: bool = True, crop_only: bool = False, **changes: Any) -> Iterable:
         """Make timm's loader of a data set, with the transform of evaluation.

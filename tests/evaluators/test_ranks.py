@@ -29,6 +29,7 @@ def argv(folder, checkpoint, tmp_path_factory):
         (root / 'corrupted' / 'fog' / str(severity)).symlink_to(root / 'odd')
     return {
         'corruptions': [*data, '--imagenet-c', root / 'corrupted'],
+        'certify': [*data, '--certify', 0.25, '--certify-n', 40, '--certify-n0', 10, '--certify-skip', 13],
         'widths': [*data, '--metrics-avg', 'macro', '--ece', '--width', 1.0, 0.5, '--calibrate-split', 'odd'],
         'fgsm': [*data, '--attack', 'fgsm', '--attack-eps', 0.05, 0.2],
         'pgd': [*data, '--attack', 'pgd', '--attack-steps', 2, '--attack-restarts', 2],
@@ -58,7 +59,7 @@ def judge_real_labels(rank, world_size):
     return judge.compute(distributed=world_size > 1)
 
 
-@pytest.mark.parametrize('case', ['widths', 'valid labels', 'fgsm', 'pgd', 'corruptions'])
+@pytest.mark.parametrize('case', ['widths', 'valid labels', 'fgsm', 'pgd', 'corruptions', 'certify'])
 def test_two_ranks_give_the_rows_of_one_process(argv, ranks, case):
     expected = validate_rank(argv[case], 0, 1)
     assert [rows[case] for rows in ranks] == [expected, expected]
