@@ -23,6 +23,7 @@ class MemoryData:
     distributed = False
     valid_labels = None
     network_name = job_name = 'network'
+    width = None
     needs = Needs()
     device = CPU
 
