@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from timm.utils import unwrap_model
 from torch import nn
 from torch.nn import functional
 
@@ -25,13 +26,6 @@ from regaug.files import load_weights
 _logger = logging.getLogger('validate')
 PANEL, CAPTION = 224, 32  # pixels
 HEAT, IMAGE = 0.3, 0.5  # shares in the overlay, as in the original
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """The module inside of DataParallel and torch.compile."""
-    while hasattr(network, '_orig_mod') or isinstance(network, nn.DataParallel):
-        network = getattr(network, '_orig_mod', None) or network.module
-    return network
 
 
 def class_maps(network: nn.Module, input: torch.Tensor) -> torch.Tensor:
@@ -117,7 +111,7 @@ class ClassActivationMaps:
         """Write the pictures, with all networks so far; yield no column."""
         if data.args.rank == 0:
             full = data.width in (None, 1)
-            networks = {'full network' if full else f'width {data.width:g}': (data.width or 1, unwrap(network))}
+            networks = {'full network' if full else f'width {data.width:g}': (data.width or 1, unwrap_model(network))}
             if self.baseline is not None and not self.panels:
                 like = next(network.parameters())
                 networks['baseline'] = (0, self.baseline.to(like.device, like.dtype))

@@ -118,13 +118,14 @@ class EvaluationData:
         mode = self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
         return create_dataset('', root, '', class_map=class_index(self.dataset), input_img_mode=mode)
 
+    def labels(self) -> set[int] | None:
+        """The classes that the data set has images of, None for a stream."""
+        return None if isinstance(self.dataset, IterableDataset) else set(sample_labels(self.dataset).tolist())
+
     def classes_with_images(self) -> set[str] | None:
-        """Names of the classes that the data set has images of, None where it does not know names."""
-        classes = class_index(self.dataset)
-        if not classes or isinstance(self.dataset, IterableDataset):
-            return None
-        present = set(sample_labels(self.dataset).tolist())
-        return {name for name, index in classes.items() if index in present}
+        """Their names, None where the data set does not know them."""
+        classes, labels = class_index(self.dataset), self.labels()
+        return {name for name, index in classes.items() if index in labels} if classes and labels else None
 
     def part(self, indices: Sequence[int]) -> Dataset:
         """Some images of the data set, by their places in it."""

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from regaug.evaluators.cam import PANEL, check_maps, class_maps, jet, overlay, unwrap
+from regaug.evaluators.cam import PANEL, check_maps, class_maps, jet, overlay
 from tests.helpers.evaluators import timm_network
 from tests.helpers.validate import NUM_CLASSES, PER_CLASS, make_model
 
@@ -42,7 +41,7 @@ def test_map_is_the_classifier_at_every_place():
 
 @pytest.mark.parametrize(
     ('name', 'reason'),
-    [('test_vit', 'no maps'), ('test_convnext', 'not what its classifier takes'), ('mobilenetv3_small_050', 'takes 1024')],
+    [('test_vit', 'no maps'), ('test_convnext', 'not what its'), ('mobilenetv3_small_050', 'takes 1024')],
 )
 def test_other_models_are_refused_with_the_reason(name, reason):
     network = timm_network(name)
@@ -120,8 +119,3 @@ def test_bad_input_is_refused(refusal, checkpoint, images, tmp_path):
     }.items():
         assert needle in refusal(*options), needle
     assert not (tmp_path / 'cam').exists()
-
-
-def test_wrapped_networks_are_unwrapped():
-    network = timm_network('test_resnet')
-    assert unwrap(nn.DataParallel(torch.compile(network, backend='eager'))) is network
