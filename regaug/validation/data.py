@@ -3,7 +3,7 @@
 import copy
 import logging
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision
 from regaug.errors import OptionError
 from regaug.evaluators import Needs
+from regaug.validation.model import job_name
 
 _logger = logging.getLogger('validate')
 
@@ -39,7 +40,8 @@ class EvaluationData:
         valid_labels: Outputs to keep (`--valid-labels`), None for all.
         distributed: Whether several processes share the images.
         needs: What the evaluator asks for that this view was made for.
-        network_name: Name of the network that is being evaluated, fit for a file name.
+        job_name: Name of the model and its checkpoint, fit for a file name.
+        width: Width of the network that is being evaluated, None without `--width`.
         metrics: The columns of that network so far.
 
     Raises:
@@ -62,18 +64,29 @@ class EvaluationData:
         self.precision = precision
         self.distributed = args.distributed
         self.needs = Needs()
-        self.network_name = args.model
+        self.job_name = job_name(args)
+        self.width = None
         self.metrics = {}
         self.dataset = self.open(args.split)
         self.valid_labels = read_valid_labels(args.valid_labels, num_classes) if args.valid_labels else None
         if not args.real_labels:
             self._check_classes(self.dataset)
 
-    def as_needed(self, needs: Needs, *, network_name: str, metrics: dict[str, Any]) -> 'EvaluationData':
+    def as_needed(self, needs: Needs, *, width: float | None, metrics: dict[str, Any]) -> 'EvaluationData':
         """A view of the data for one evaluator and one network."""
         view = copy.copy(self)
-        view.needs, view.network_name, view.metrics = needs, network_name, metrics
+        view.needs, view.width, view.metrics = needs, width, metrics
         return view
+
+    @property
+    def network_name(self) -> str:
+        """Name of the network that is being evaluated, fit for a file name."""
+        return self.job_name if self.width is None else f'{self.job_name}-w{self.width:g}'
+
+    def class_name(self, label: int) -> str:
+        """Name of a class of the data set, its index where it has none."""
+        names = {index: name for name, index in (class_index(self.dataset) or {}).items()}
+        return names.get(label, str(label))
 
     def open(self, split: str, option: str = '--split') -> Dataset:
         """Open a split of the data set.
@@ -107,13 +120,18 @@ class EvaluationData:
         mode = self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
         return create_dataset('', root, '', class_map=class_index(self.dataset), input_img_mode=mode)
 
+    def labels(self) -> set[int] | None:
+        """The classes that the data set has images of, None for a stream."""
+        return None if isinstance(self.dataset, IterableDataset) else set(sample_labels(self.dataset).tolist())
+
     def classes_with_images(self) -> set[str] | None:
-        """Names of the classes that the data set has images of, None where it does not know names."""
-        classes = class_index(self.dataset)
-        if not classes or isinstance(self.dataset, IterableDataset):
-            return None
-        present = set(sample_labels(self.dataset).tolist())
-        return {name for name, index in classes.items() if index in present}
+        """Their names, None where the data set does not know them."""
+        classes, labels = class_index(self.dataset), self.labels()
+        return {name for name, index in classes.items() if index in labels} if classes and labels else None
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """Some images of the data set, by their places in it."""
+        return Samples(self.dataset, indices)
 
     def loader(self, dataset: Dataset, *, shared: bool = True, crop_only: bool = False, **changes: Any) -> Iterable:
         """Make timm's loader of a data set, with the transform of evaluation.
