@@ -25,11 +25,12 @@ _HEADER = [
     'best epoch*',
 ]
 _LEGEND = """Top-1: after the last epoch, mean over the seeds and standard deviation. The next column takes, in each
-run, the median of its last {last} evaluations. Differences are means over paired seeds (the same training images, the
-same start) with their 95 % interval by Student's t; an interval in bold type excludes 0. There are {count} comparisons
-here: of so many intervals some exclude 0 by chance even where nothing differs. Updates are as many as the base's but in
-rows of longer training. Cost: {clock} of training, relative to `{base}` on the same seeds. Equal time: against
-`{base}` trained so much longer as the cost over the first {seeds} seeds said, in the row of that name.
+run, the median of its last {last} evaluations, or of all where there are fewer. Differences are means over paired seeds
+(the same training images, the same start) with their 95 % interval by Student's t; an interval in bold type excludes 0.
+There are {count} comparisons here: of so many intervals some exclude 0 by chance even where nothing differs. Updates
+are as many as the base's but in rows of longer training. Cost: {clock} of training, relative to `{base}` on the same
+seeds. Equal time: against `{base}` trained so much longer as the cost over the first {seeds} seeds said, in the row of
+that name.
 
 *Best epoch: chosen on the test images, so it is no estimate of the accuracy on new ones; for reference alone.
 """
@@ -96,9 +97,8 @@ def relative_cost(harness: Harness, runs: dict[int, Result], base_runs: dict[int
     shared = runs.keys() & base_runs.keys()
     if not shared:
         return None
-    return sum(harness.duration(runs[seed]) for seed in shared) / sum(
-        harness.duration(base_runs[seed]) for seed in shared
-    )
+    seconds, base_seconds = (sum(harness.duration(which[seed]) for seed in shared) for which in (runs, base_runs))
+    return seconds / base_seconds
 
 
 def mean_curve(runs: list[Result]) -> list[tuple[int, float]]:

@@ -32,10 +32,10 @@ def test_text_columns_are_left_out_of_a_curve(tmp_path):
 
 def test_best_epoch_is_the_smallest_loss_the_largest_accuracy_and_never_nan():
     nan = float('nan')
-    curve = [{'epoch': 0, 'eval_loss': 3.0, 'eval_top1': 10.0}, {'epoch': 1, 'eval_loss': 2.0, 'eval_top1': 9.0}]
-    curve += [{'epoch': 2, 'eval_loss': nan, 'eval_top1': nan}]
-    assert best_epoch(curve, 'eval_loss')['epoch'] == 1
-    assert best_epoch(curve, 'eval_top1')['epoch'] == 0
+    rows = [(0, nan, nan), (1, 3.0, 10.0), (2, 2.0, 9.0), (3, nan, nan)]
+    curve = [dict(zip(('epoch', 'eval_loss', 'eval_top1'), row, strict=True)) for row in rows]
+    assert best_epoch(curve, 'eval_loss')['epoch'] == 2
+    assert best_epoch(curve, 'eval_top1')['epoch'] == 1
 
 
 def test_last_median_is_of_the_last_evaluations_alone():
