@@ -7,7 +7,15 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, cre
 from timm.data.naflex_mixup import NaFlexMixup
 
 from regaug.data.samples import Views
-from regaug.data.transforms import use_pad_crop, weaken_policies
+from regaug.data.subsets import RepeatedSamples
+from regaug.data.transforms import (
+    TORCHVISION_POLICIES,
+    timm_policy,
+    use_pad_crop,
+    use_torchvision_policy,
+    weaken_policies,
+)
+from regaug.data.workers import leave_signals_to_main
 from regaug.errors import OptionError
 
 
@@ -81,7 +89,7 @@ def create_train_loader(phase, dataset, data_config, *, device, img_dtype, num_c
         color_jitter_prob=options.color_jitter_prob,
         grayscale_prob=options.grayscale_prob,
         gaussian_blur_prob=options.gaussian_blur_prob,
-        auto_augment=options.aa,
+        auto_augment=timm_policy(options.aa),
         num_aug_repeats=options.aug_repeats,
         num_aug_splits=options.aug_splits,
         interpolation=data_config['interpolation'] if options.no_aug else train_interpolation,
@@ -131,6 +139,16 @@ def create_train_loader(phase, dataset, data_config, *, device, img_dtype, num_c
         num_batches=options.train_batches_per_epoch,
         **common,
     )
+    if options.updates_per_epoch:
+        loader.batch_sampler.sampler = RepeatedSamples(
+            len(dataset),
+            options.updates_per_epoch * options.grad_accum_steps * options.batch_size,
+            seed=options.seed,
+            rank=options.rank,
+            world_size=options.world_size,
+        )
+    if options.aa in TORCHVISION_POLICIES:
+        use_torchvision_policy(loader.dataset, options.aa, data_config, interpolation=train_interpolation)
     if options.pad_crop:
         use_pad_crop(dataset, data_config, padding=phase.padding, mode=options.pad_mode)
     if options.aa and phase.intensity < 1:
@@ -208,6 +226,7 @@ class TrainLoader:
             return False
         self.loader = self.mixup_fn = None  # the last references: the old workers are shut down here
         self.loader, self.mixup_fn = create_train_loader(phase, self.dataset, self.data_config, **self.fixed)
+        leave_signals_to_main(self.loader)
         if len(self.loader) == 0:
             raise OptionError(
                 f'--batch-size {phase.options.batch_size}: the training set ({len(self.dataset)} images) '
@@ -217,8 +236,8 @@ class TrainLoader:
 
     def set_epoch(self, epoch):
         """Tell data set and samplers which epoch starts, for their shuffling."""
-        loader = self.loader
-        sampler = loader.batch_sampler if hasattr(loader.batch_sampler, 'set_epoch') else loader.sampler
-        for part in (loader.dataset, sampler):
+        batches = self.loader.batch_sampler
+        sampler = batches if hasattr(batches, 'set_epoch') else getattr(batches, 'sampler', None)
+        for part in (self.loader.dataset, sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)

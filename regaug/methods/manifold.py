@@ -56,6 +56,9 @@ class ManifoldMixup(Method):
         layer = rng.choice([None, *self.layers])
         return layer, rng.betavariate(self.alpha, self.alpha), torch.randperm(batch_size, generator=generator)
 
+    def start_phase(self, phase):
+        self.alpha = phase.options.manifold_mixup
+
     def loss_terms(self, terms: list[Term], input: torch.Tensor, target: torch.Tensor, context: Context) -> list[Term]:
         """The terms with the full network's on mixed features and targets."""
         (name, full), *others = terms

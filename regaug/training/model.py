@@ -12,6 +12,7 @@ from regaug import methods
 from regaug.errors import OptionError
 from regaug.files import check_weights, read_weights
 from regaug.slimmable.shapes import shape_error
+from regaug.slimmable.structure import batch_norms
 
 _logger = logging.getLogger('train')
 
@@ -122,7 +123,7 @@ def freeze_batch_norm(model):
     Returns:
         Number of layers.
     """
-    layers = batch_norm_layers(model)
+    layers = batch_norms(model)
     for layer in layers:
         layer.requires_grad_(False)
     return len(layers)
@@ -130,12 +131,8 @@ def freeze_batch_norm(model):
 
 def keep_statistics(model):
     """Put batch-norm into evaluation mode, whatever the mode of the model."""
-    for layer in batch_norm_layers(model):
+    for layer in batch_norms(model):
         layer.eval()
-
-
-def batch_norm_layers(model):
-    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def resolve_learning_rate(args, loader):

@@ -2,13 +2,17 @@
 
 import copy
 import logging
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import is_model, list_models, parse_model_name
 from timm.utils import natural_key
 
 from regaug.errors import OptionError
+from regaug.evaluators import CONDITION
 from regaug.options.parser import nearest
 
 _logger = logging.getLogger('validate')
@@ -17,8 +21,8 @@ _logger = logging.getLogger('validate')
 _OTHER_CLASSES = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
 
-def find_jobs(args):
-    """Finds out what bulk validation has to evaluate.
+def find_jobs(args: Namespace) -> list[tuple[str, str]]:
+    """Find out what bulk validation has to evaluate.
 
     Args:
         args: Options. A folder as `--checkpoint` stands for each `.pth.tar` and `.pth` in it; `all`, a wildcard or a
@@ -44,7 +48,7 @@ def find_jobs(args):
     return [(name, '') for name in names]
 
 
-def _model_names(model):
+def _model_names(model: str) -> list[str]:
     """Names that `--model` stands for if it is not itself the name of a model; else an empty list."""
     if model == 'all':
         return list_models(pretrained=True, exclude_filters=_OTHER_CLASSES)
@@ -60,8 +64,10 @@ def _model_names(model):
     return names
 
 
-def validate_all(validate, args, jobs):
-    """Evaluates one model after the other; one that fails is named in the log and left out.
+def validate_all(
+    validate: Callable[[Namespace], list[dict[str, Any]]], args: Namespace, jobs: list[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Evaluate one model after the other; one that fails is named in the log and left out.
 
     Ctrl-C ends the list and keeps the results so far.
 
@@ -71,7 +77,7 @@ def validate_all(validate, args, jobs):
         jobs: (model, checkpoint) pairs.
 
     Returns:
-        The rows of all models, the best top-1 first, with the checkpoint as the last column where there is one.
+        The rows of all models, the best first, with the checkpoint as the last column where there is one.
 
     Raises:
         OptionError: Every model failed.
@@ -93,11 +99,23 @@ def validate_all(validate, args, jobs):
         _logger.warning(f'Interrupted; {len(rows)} results so far.')
     if not rows and error is not None:
         raise OptionError(f'all {len(jobs)} models failed, the last with: {error}') from error
-    return sorted(rows, key=lambda row: row['top1'], reverse=True)
+    return best_first(rows)
 
 
-def with_retry(validate, args):
-    """Evaluates a model, with half the batch size as often as memory runs out.
+def best_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort the networks by top-1, or by mAP where that was measured; the rows of conditions follow their network."""
+    networks = []
+    for row in rows:
+        if row.get(CONDITION, 'clean') == 'clean':
+            networks.append([])
+        networks[-1].append(row)
+    metric = 'top1' if rows and 'top1' in rows[0] else 'map'
+    networks.sort(key=lambda network: network[0][metric], reverse=True)
+    return [row for network in networks for row in network]
+
+
+def with_retry(validate: Callable[[Namespace], list[dict[str, Any]]], args: Namespace) -> list[dict[str, Any]]:
+    """Evaluate a model, with half the batch size as often as memory runs out.
 
     Args:
         validate: Function from options to result rows.
@@ -111,8 +129,8 @@ def with_retry(validate, args):
         try:
             return validate(args)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
+            if not _is_out_of_memory(error) or args.distributed:
+                raise  # the other processes would go on with batches of another size
             _logger.warning(f'Out of memory at batch size {args.batch_size}: {error}')
         # Outside of the handler, where the exception no longer keeps the tensors of the failed attempt alive.
         if torch.cuda.is_available():
@@ -123,7 +141,7 @@ def with_retry(validate, args):
         _logger.warning(f'Trying again with --batch-size {args.batch_size}.')
 
 
-def _is_out_of_memory(error):
+def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(
         part in text for part in ('out of memory', "can't allocate memory", 'alloc_failed')

@@ -1,13 +1,17 @@
 """The model that validate.py evaluates: built by timm, given its weights, fitted to the input, put on the device."""
 
 import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import torch
 from timm import create_model
 from timm.data import resolve_input_data_config
 from timm.layers import apply_test_time_pool, set_fast_norm
-from timm.models import resolve_model_input_args
+from timm.models import resolve_model_input_args, safe_model_name
 from timm.utils import reparameterize_model, set_jit_fuser
+from torch import nn
 
 from regaug.errors import OptionError
 from regaug.files import load_weights
@@ -15,8 +19,8 @@ from regaug.files import load_weights
 _logger = logging.getLogger('validate')
 
 
-def set_backends(args):
-    """Sets what holds for the whole process: TF32 and the cuDNN search on CUDA, `--fuser`, `--fast-norm`."""
+def set_backends(args: Namespace):
+    """Set what holds for the whole process: TF32 and the cuDNN search on CUDA, `--fuser`, `--fast-norm`."""
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -25,8 +29,8 @@ def set_backends(args):
     set_fast_norm(args.fast_norm)
 
 
-def build_model(args):
-    """Builds the model with its weights, on the CPU, branches merged under `--reparam`.
+def build_model(args: Namespace) -> nn.Module:
+    """Build the model with its weights, on the CPU, branches merged under `--reparam`.
 
     Without a checkpoint the published weights are taken.
 
@@ -62,8 +66,8 @@ def build_model(args):
     return model
 
 
-def fit_to_input(args, model):
-    """Finds the input size and the preprocessing; wraps the model for test-time pooling under `--test-pool`.
+def fit_to_input(args: Namespace, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """Find the input size and the preprocessing; wrap the model for test-time pooling under `--test-pool`.
 
     Returns:
         (model, data_config): timm's data configuration, with `patch_size` for the NaFlex loader.
@@ -87,9 +91,9 @@ def fit_to_input(args, model):
     return model, data_config
 
 
-def prepare(args, model, *, device, dtype):
-    """Brings the model to the device and the number format; scripts, compiles or spreads it over GPUs as asked."""
-    model = place(args, model, device=device, dtype=dtype)
+def prepare(args: Namespace, model: nn.Module, *, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """Bring the model to the device and the number format; script, compile or spread it over GPUs as asked."""
+    model = to_device(args, model, device=device, dtype=dtype)
     if args.torchscript:
         model = torch.jit.script(model)
     elif args.torchcompile:
@@ -106,18 +110,26 @@ def prepare(args, model, *, device, dtype):
     return model
 
 
-def place(args, model, *, device, dtype):
-    """Brings the model to the device, the number format (None: as it is) and the memory format, in evaluation mode."""
+def to_device(args: Namespace, model: nn.Module, *, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """Bring the model to the device, the number format (None: as it is) and the memory format, in evaluation mode."""
     model = model.to(device=device, dtype=dtype)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model.eval()
 
 
-def num_parameters(model):
+def job_name(args: Namespace) -> str:
+    """Name of what is evaluated for files: its model and its checkpoint."""
+    name = safe_model_name(args.model)
+    if args.checkpoint:
+        name += f'-{Path(args.checkpoint).name.removesuffix(".tar").removesuffix(".pth")}'
+    return name
+
+
+def num_parameters(model: nn.Module) -> int:
     """Number of weights of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return ' '.join(str(error).split()) or type(error).__name__

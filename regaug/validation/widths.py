@@ -7,11 +7,15 @@ them. So they are estimated on training images, prepared as for evaluation, as t
 import copy
 import itertools
 import logging
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data.readers.reader_image_folder import ReaderImageFolder
-from torch.utils.data import IterableDataset
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import ImageFolder
 
 from regaug.data.samples import Samples
@@ -19,20 +23,23 @@ from regaug.errors import OptionError
 from regaug.files import read_checkpoint
 from regaug.slimmable import SlimmablePlan, calibrate, extract
 from regaug.slimmable.structure import batch_norms
-from regaug.validation.model import place
+from regaug.validation.data import EvaluationData
+from regaug.validation.model import to_device
 
 _logger = logging.getLogger('validate')
 
 
-def networks_at_widths(args, model, data):
-    """Yields the networks to evaluate, each with the columns that its result row has on top of the usual ones.
+def networks_at_widths(
+    args: Namespace, model: nn.Module, data: EvaluationData
+) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """Yield the networks to evaluate, each with the columns that its result row has on top of the usual ones.
 
     Without `--width` that is the model alone. Width 1 is the model with its own statistics.
 
     Args:
         args: Options.
         model: The full network, on the CPU, left as it is if there are widths.
-        data: `regaug.validation.loop.EvaluationData`.
+        data: `regaug.validation.data.EvaluationData`.
 
     Raises:
         OptionError: The model cannot run at the width, or there are no training images.
@@ -48,15 +55,15 @@ def networks_at_widths(args, model, data):
         network = copy.deepcopy(model) if width == 1 else extract(model, plan, width, width_divisor)
         if width < 1 and training_set is not None:
             # In float32 even under --model-dtype, which would round the statistics while they are summed.
-            network = place(args, network, device=data.device, dtype=None)
+            network = to_device(args, network, device=data.device, dtype=None)
             with data.precision.autocast():
                 images = calibrate(network, calibration_inputs(args, data, training_set))
             _logger.info(f'Width {width:g}: batch-norm statistics estimated on {images} training images.')
         yield network, {'width': width, 'calibrate_images': images}
 
 
-def plan_widths(args, model, input_size):
-    """Plans the sub-networks, with the rounding of channels that the checkpoint was trained with (otherwise 8).
+def plan_widths(args: Namespace, model: nn.Module, input_size: tuple[int, int, int]) -> tuple[SlimmablePlan, int]:
+    """Plan the sub-networks, with the rounding of channels that the checkpoint was trained with (otherwise 8).
 
     Args:
         args: Options.
@@ -81,8 +88,8 @@ def plan_widths(args, model, input_size):
     return plan, width_divisor
 
 
-def open_training_set(args, data):
-    """Opens the training split, from which statistics are estimated.
+def open_training_set(args: Namespace, data: EvaluationData) -> Dataset:
+    """Open the training split, from which statistics are estimated.
 
     Returns:
         The data set, or the `--calibrate-images` of it if it is not iterable. They are drawn from all of it, because a
@@ -92,7 +99,7 @@ def open_training_set(args, data):
         OptionError: There is no such split.
     """
     split = args.calibrate_split
-    dataset = data.open(split)
+    dataset = data.open(split, '--calibrate-split')
     source = getattr(dataset, 'reader', dataset)
     # timm takes the data folder itself for a split without a folder of its own.
     if isinstance(source, ReaderImageFolder | ImageFolder) and Path(source.root) == Path(args.data or args.data_dir):
@@ -105,8 +112,8 @@ def open_training_set(args, data):
     return Samples(dataset, order[: args.calibrate_images].tolist())
 
 
-def calibration_inputs(args, data, training_set):
-    """Yields float32 inputs [B, C, H, W] on the device: the full batches in `--calibrate-images`, at least one batch.
+def calibration_inputs(args: Namespace, data: EvaluationData, training_set: Dataset) -> Iterator[torch.Tensor]:
+    """Yield float32 inputs [B, C, H, W] on the device: the full batches in `--calibrate-images`, at least one batch.
 
     All batches are of equal size because each has the same weight in the statistics.
     """
@@ -114,5 +121,5 @@ def calibration_inputs(args, data, training_set):
     if isinstance(training_set, Samples):
         num_images = len(training_set)
     num_batches = max(1, num_images // args.batch_size)
-    for input, _ in itertools.islice(data.loader(training_set), num_batches):
-        yield data.place(input).float()
+    for input, _ in itertools.islice(data.loader(training_set, shared=False), num_batches):
+        yield data.to_device(input).float()

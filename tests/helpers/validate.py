@@ -1,11 +1,15 @@
 """What the tests of validate.py share: sizes, models, and evaluation written without timm's loaders."""
 
 import math
+import warnings
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+
+import validate
+from regaug.options import parse_validate
 
 NUM_CLASSES, PER_CLASS, SIDE = 10, 4, 40
 PIXELS, CROP_PCT = 32, 0.95  # input of the model
@@ -43,3 +47,21 @@ def make_model(images, seed, num_classes=NUM_CLASSES, name='test_resnet', **kwar
         for _ in range(30):
             model(images[0])
     return model.eval()
+
+
+def validate_args(argv):
+    """Options of validate.py for a quick run of one process on the CPU."""
+    common = ['--model', 'test_resnet', '--num-classes', NUM_CLASSES, '--img-size', PIXELS, '--device', 'cpu', '-j', 0]
+    args = parse_validate([str(item) for item in (*common, *argv)])
+    args.distributed, args.world_size, args.rank, args.local_rank = False, 1, 0, 0
+    args.several_networks = len(args.width or ()) > 1
+    return args
+
+
+def validate_rank(argv, rank, world_size):
+    """The rows of validate.py in one of several processes, which belong to a process group already."""
+    args = validate_args(argv)
+    args.distributed, args.world_size, args.rank = world_size > 1, world_size, rank
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)
+        return validate.validate(args)

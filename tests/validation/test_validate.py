@@ -14,7 +14,7 @@ from torch import nn
 
 import validate
 from regaug.validation import bulk
-from regaug.validation import loop as validation
+from regaug.validation import data as validation
 from regaug.validation import model as inference
 from tests.helpers.validate import COLUMNS, NUM_CLASSES, PER_CLASS, PIXELS, make_model, normalise, top_k
 
@@ -147,16 +147,16 @@ def test_ctrl_c_keeps_the_rows_so_far():
 
 
 def test_retry_halves_the_batch_until_it_fits(run, checkpoint, monkeypatch, refusal):
-    place, sizes = validation.EvaluationData.place, []
+    to_device, sizes = validation.EvaluationData.to_device, []
 
-    def place_if_it_fits(self, input):
+    def to_device_if_it_fits(self, input):
         sizes.append(len(input))
         if len(input) > limit:
             raise torch.OutOfMemoryError('CUDA out of memory.')
-        return place(self, input)
+        return to_device(self, input)
 
     expected = run('--checkpoint', checkpoint, '-b', 4)
-    monkeypatch.setattr(validation.EvaluationData, 'place', place_if_it_fits)
+    monkeypatch.setattr(validation.EvaluationData, 'to_device', to_device_if_it_fits)
     limit = 5
     assert run('--checkpoint', checkpoint, '--retry') == expected
     assert sizes[:3] == [16, 8, 4]
@@ -279,7 +279,7 @@ def test_naflex_loader_feeds_patches(run, folder, tmp_path, options):
 
 def test_warm_up_draws_one_batch_from_the_global_generator(run, checkpoint, monkeypatch):
     drawn = []
-    monkeypatch.setattr(validate, 'evaluate', lambda *_: drawn.append(torch.rand(3)) or {'top1': 0.0, 'top5': 0.0})
+    monkeypatch.setattr(validate, 'evaluate', lambda *_: drawn.append(torch.rand(3)) or [{'top1': 0.0, 'top5': 0.0}])
     run('--checkpoint', checkpoint, '--seed', 11)
     torch.manual_seed(11)
     timm.create_model('test_resnet', num_classes=NUM_CLASSES)
