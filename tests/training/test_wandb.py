@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -19,14 +18,22 @@ import yaml
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import train as train_script
 from regaug.training.task import RegAugTask
 from regaug.training.updates import Updater
 from regaug.training.wandb_log import WandbLog, caption
-from tests.helpers.training import make_model, make_task, read_summary, train_args, train_argv
+from tests.helpers.training import (
+    assert_equal,
+    make_model,
+    make_task,
+    read_checkpoint,
+    read_summary,
+    run_train,
+    train_args,
+)
 
+PLAIN = ('--mixup', 1, '--cutmix', 1, '--mixup-off-epoch', 1, '--gradaug', 1, '--gradaug-min-width', 0.5, '--drop', 0.2)
 OPTIONS = (
-    *('--mixup', 1, '--cutmix', 1, '--mixup-off-epoch', 1, '--gradaug', 1, '--gradaug-min-width', 0.5),
+    *PLAIN,
     *('--log-wandb', '--wandb-project', 'flowers', '--wandb-tags', 'first', 'small', '--log-interval', 1),
 )
 UPDATES = 4  # of an epoch
@@ -58,7 +65,6 @@ def logged(image_folder, tmp_path_factory):
         gradients = [p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         norms.append(math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients)))
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     hook = register_optimizer_step_pre_hook(keep_norm)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of wandb and of files that timm leaves open
@@ -70,15 +76,13 @@ def logged(image_folder, tmp_path_factory):
         patch.setenv('WANDB_SILENT', 'true')
         wandb.teardown()  # an earlier run in this process would decide on the folder
         try:
-            assert train_script.main(train_argv(image_folder, root, '--experiment', 'run', *OPTIONS)) == 0
+            folder = run_train(image_folder, root, *OPTIONS)
         finally:
             hook.remove()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
     [run_folder] = (root / 'wandb').glob('offline-run-*')
     records = inspect(run_folder)
     return SimpleNamespace(
-        folder=root / 'run',
+        folder=folder,
         run_folder=run_folder,
         records=records,
         history=[record['history']['item'] for record in records if record['type'] == 'history'],
@@ -252,6 +256,13 @@ def test_a_resume_id_must_be_that_of_an_existing_run(monkeypatch, options, expec
     monkeypatch.setattr(wandb, 'init', init)
     WandbLog(train_args('--log-wandb', *options), name='run', mean=(0.5,), std=(0.5,))
     assert (given['id'], given['resume']) == expected
+
+
+def test_logging_changes_no_weight(logged, train):
+    plain = train(*PLAIN, '--log-interval', 1)
+    states = [read_checkpoint(folder / 'last.pth.tar')['state_dict'] for folder in (logged.folder, plain)]
+    assert_equal(*states)
+    assert read_summary(logged.folder) == read_summary(plain)
 
 
 def test_without_the_option_nothing_is_logged(train, monkeypatch, tmp_path):
