@@ -93,9 +93,3 @@ def test_what_cannot_follow_the_mixture_is_refused(other):
     with pytest.raises(OptionError, match=r'--manifold-mixup 0\.5') as error:
         parse_train(argv)
     assert other.split()[0] in str(error.value)
-
-
-def test_a_run_mixes_in_the_main_phase_only(train, caplog):
-    caplog.set_level('INFO')
-    train('--manifold-mixup', 1.0, '--refine-epochs', 1, '--epochs', 1)
-    assert any('Phase refine' in record.message and '--manifold-mixup' in record.message for record in caplog.records)
