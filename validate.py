@@ -23,6 +23,7 @@ from regaug.evaluators import CONDITION, create_evaluators
 from regaug.options import parse_validate
 from regaug.validation.bulk import find_jobs, validate_all, with_retry
 from regaug.validation.data import EvaluationData
+from regaug.validation.export import create_export
 from regaug.validation.loop import evaluate, gradient_mode, warm_up
 from regaug.validation.model import build_model, fit_to_input, num_parameters, prepare, set_backends
 from regaug.validation.results import check_results_file, log_table, print_results, result_rows, write_results
@@ -76,7 +77,7 @@ def validate(args: Namespace) -> list[dict[str, Any]]:
     num_classes = model.num_classes
     model, data_config = fit_to_input(args, model)
     data = EvaluationData(args, data_config, num_classes=num_classes, device=device, precision=precision)
-    evaluators = create_evaluators(args)
+    evaluators = create_evaluators(args) + create_export(args)
     for evaluator in evaluators:
         evaluator.check(model, data)
 
