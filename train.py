@@ -6,8 +6,6 @@ timm's options, files and numbers; `--help` lists what is added.
 
 import json
 import logging
-import shlex
-import sys
 
 import torch.distributed as dist
 from timm.utils import distribute_bn
@@ -15,12 +13,12 @@ from timm.utils import distribute_bn
 from regaug import cli, options
 from regaug.errors import OptionError
 from regaug.seeds import reseed_epoch
-from regaug.training.checkpoints import find_newest
 from regaug.training.dry_run import dry_run
 from regaug.training.engine import mean_lr
-from regaug.training.interrupt import Diverged, Interrupted
+from regaug.training.interrupt import Diverged, Interrupted, command_to_go_on
 from regaug.training.phases import phase_at
 from regaug.training.report import is_evaluated
+from regaug.training.resume import find_newest
 from regaug.training.run import Run
 from regaug.training.summary import epoch_row
 
@@ -29,23 +27,18 @@ _logger = logging.getLogger('train')
 
 def main(argv=None):
     args = options.parse_train(argv)
-    run = Run(args)
-    run.prepare()
-    run.build_model()
-    run.build_data()
-    run.find_start()
-    run.build_loaders()
-    run.build_task()
-    run.resume()
-    run.wrap_model()
-    run.build_schedule()
-    if args.dry_run:
-        run.build_engine()
-        return dry_run(run)
-    run.open_outputs()
-    run.build_engine()
-    run.stop.install()
-    return train(run)
+    run = Run(args).build()
+    try:
+        if args.dry_run:
+            return dry_run(run)
+        if run.finished:
+            where = f' in {args.resume}' if args.resume else ''
+            _logger.info(f'Nothing is left to train: {run.start_epoch} of {run.num_epochs} epochs are done{where}.')
+            return 0
+        run.stop.install()
+        return train(run)
+    finally:
+        run.close()
 
 
 def train(run):
@@ -66,7 +59,14 @@ def train(run):
     except Interrupted as interrupted:
         return save_interrupted(run, epoch, interrupted)
     except Diverged as diverged:
-        raise OptionError(f'Epoch {epoch}: {diverged} The last good checkpoint is in {run.folder}.') from diverged
+        good = find_newest(run.folder, finished_only=False)
+        where = f'The last good checkpoint is {good}.' if good else 'There is no good checkpoint.'
+        raise OptionError(f'Epoch {epoch}: {diverged} {where}') from diverged
+    except RuntimeError:
+        # A loader's worker that ended on the same signal: the update cannot be finished, the run can.
+        if run.stop.signum is None or run.args.distributed:
+            raise
+        return save_interrupted(run, epoch, Interrupted(0))
     finally:
         if run.wandb_log is not None:
             run.wandb_log.finish()
@@ -90,6 +90,7 @@ def run_epoch(run, epoch):
     if args.exact_resume:
         reseed_epoch(args.seed, epoch, args.rank)
     run.train_data.set_epoch(epoch)
+    task.start_epoch(epoch)
     train_metrics = run.engine.train_one_epoch(epoch, run.train_data.loader, run.train_data.mixup_fn)
     run.report.on_unreadable(getattr(run.train_set, 'num_unreadable', 0))
     share_batch_norm(run, task.get_trainable_module())
@@ -110,11 +111,8 @@ def run_epoch(run, epoch):
     if run.primary:
         row = epoch_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), phase.name)
         run.summary.add(row)
-        run.report.on_epoch(row)
-        if run.engine.bad_updates:
-            _logger.warning(f'Epoch {epoch} ended with a loss that is not finite: no checkpoint is written.')
-        else:
-            run.saver.save_checkpoint(epoch, metric=metric)
+        run.saver.save_checkpoint(epoch, metric=metric)
+        run.report.on_epoch(row, metric=args.eval_metric, best=run.best)
     if run.scheduler is not None:
         run.scheduler.step(epoch + 1, metric)
     return {'epoch': epoch, 'train': train_metrics, **({'validation': eval_metrics} if eval_metrics else {})}
@@ -130,9 +128,9 @@ def save_interrupted(run, epoch, interrupted):
     """Write a recovery checkpoint and say how to go on."""
     if run.primary:
         path = run.saver.save_recovery(epoch, interrupted.update_idx)
-        if run.args.exact_resume:  # the middle of an epoch is no place to resume exactly from
-            path = find_newest(run.folder, finished_only=True) or run.args.resume
-        command = shlex.join([sys.executable, *sys.argv, '--experiment', run.experiment, '--resume', path])
+        if path is None or run.args.exact_resume:  # the middle of an epoch is no place to resume exactly from
+            path = find_newest(run.folder, finished_only=run.args.exact_resume) or run.args.resume
+        command = command_to_go_on(run.experiment, path)
         _logger.warning(f'Stopped in epoch {epoch}, which will be repeated from its start. Go on with:\n{command}')
     if run.args.distributed:
         dist.barrier()  # torchrun ends all processes when the first one is gone
@@ -141,15 +139,12 @@ def save_interrupted(run, epoch, interrupted):
 
 
 def report_results(run, results):
-    """Print the best epoch, and the ten best as JSON for other programs to read."""
+    """Print the best and the final epoch, and the ten best as JSON for other programs to read."""
     if not run.primary:
         return
     name = run.args.eval_metric
     if results:
-        final = results[-1].get('validation', results[-1]['train'])
-        _logger.info(f'*** Final metric: {final[name]} (epoch {results[-1]["epoch"]})')
-    if run.saver.best_metric is not None:
-        _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')
+        run.report.on_end(results, metric=name, best=run.best)
     ranked = sorted(
         results, key=lambda result: result.get('validation', result['train']).get(name, 0), reverse=run.decreasing
     )

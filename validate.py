@@ -18,6 +18,7 @@ import torch.distributed as dist
 from timm.utils import init_distributed_device, random_seed
 
 from regaug import cli
+from regaug.data.splits import check_evaluation_split
 from regaug.device import Precision
 from regaug.evaluators import CONDITION, create_evaluators
 from regaug.options import parse_validate
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None):
     """
     args = parse_validate(argv)
     check_results_file(args)
+    check_evaluation_split(args)
     init_distributed_device(args)
     if args.rank:
         logging.getLogger().setLevel(logging.WARNING)

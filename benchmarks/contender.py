@@ -118,32 +118,25 @@ class BenchmarkRun(Run):
         self.num_turns = num_turns
         # The last epoch of the schedule: the warm-up phases of the methods are over.
         self.epoch = max(args.epochs - 1, 0)
-        self.prepare()
-        self.build_model()
-        self.phase = phase_at(self.epoch, args)
-        self.build_data()
-        self.find_start()
-        self.build_loaders()
-        self.build_task()
-        self.resume()
-        self.wrap_model()
-        self.build_schedule()
-        self.build_engine()
-        self.start_phase(self.phase)
+        self.build()
+        self.start_phase(phase_at(self.epoch, args))
+
+    def open_outputs(self):
+        pass
 
     def build_data(self):
         self.train_set = self.eval_set = None
         self.decreasing = False
 
     def build_loaders(self):
-        args = self.args
+        args, phase = self.args, phase_at(self.epoch, self.args)
         turns = Turns(
             random_batches(
                 (args.batch_size, *self.data_config['input_size']),
                 args.num_classes,
                 self.precision.input_dtype,
                 self.device,
-                mixing_active(self.phase.options) and not self.phase.options.maxup,
+                phase.loader_mixes and mixing_active(phase.options),
             ),
             num_turns=self.num_turns,
             batches_per_turn=args.grad_accum_steps,

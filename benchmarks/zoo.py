@@ -77,7 +77,7 @@ def parse_args():
 
 
 def default_models() -> list[str]:
-    """The variant with the fewest parameters of every architecture file, then the common ones."""
+    """List the variant with the fewest parameters of every architecture file, then the common ones."""
     smallest = []
     for file in sorted(timm.models.list_modules()):
         sizes = {name: parameter_count(name) for name in timm.list_models(module=file) if not name.startswith('test_')}

@@ -7,14 +7,14 @@ import timm
 import torch
 from torch.utils._pytree import tree_leaves
 
-from regaug.slimmable import SlimmablePlan, Twin, calibrate
-from tests.helpers.slimmable_oracle import (
+from benchmarks.zoo_oracle import (
     gradient_errors,
     make_generic,
     relative_error,
     statistics_of_kept_channels,
     zeroed_copy,
 )
+from regaug.slimmable import SlimmablePlan, Twin, calibrate, extract
 
 WIDTHS = (0.9, 0.5)
 EXACT = 1e-6  # largest relative error of what counts as equal; some layers compute in float32 whatever the input
@@ -29,7 +29,7 @@ def parameter_count(name: str) -> int:
 
 
 def examine(name: str, seed: int, max_gb: float) -> dict:
-    """One row of the report."""
+    """Measure one row of the report."""
     row: dict = {'params': parameter_count(name)}
     torch.manual_seed(seed)
     meta = row['params'] * 8 * COPIES > max_gb * 2**30
@@ -66,7 +66,7 @@ def plan_at_smallest_size(model) -> tuple[int, SlimmablePlan]:
 
 
 def switch_time(twin: Twin) -> float:
-    """Mean seconds of processor time of a switch to a width that was not set before."""
+    """Measure the mean seconds of processor time of a switch to a width that was not set before."""
     widths = torch.linspace(0.5, 0.99, 50).tolist()
     start = time.process_time()
     for width in widths:
@@ -75,7 +75,7 @@ def switch_time(twin: Twin) -> float:
 
 
 def seeded(module, x: torch.Tensor) -> torch.Tensor:
-    """First output tensor under a fixed seed, for what stays random."""
+    """Run a module under a fixed seed, for what stays random, and return its first output tensor."""
     torch.manual_seed(1)
     output = module(x)
     return output if isinstance(output, torch.Tensor) else tree_leaves(output)[0]
@@ -92,15 +92,15 @@ def full_width_is_identical(model, plan: SlimmablePlan, size: int) -> bool:
 
 
 def compare_with_references(model, plan: SlimmablePlan, size: int) -> tuple[str, float, str]:
-    """Sub-network against full-size networks with dropped channels zeroed: (verdict, largest error, remark)."""
+    """Compare with full-size networks with dropped channels zeroed: (verdict, largest error, remark)."""
     make_generic(model.double())
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     twin, worst, strictest, remarks = Twin(model, plan), 0.0, True, []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for width in WIDTHS:
         model.zero_grad()
-        with twin.at(width):
-            output = seeded(twin, x)
+        twin.set(width)
+        output = seeded(twin, x)
         output.square().sum().backward()
         twin.clear()
         missing = [n for n, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
@@ -116,7 +116,7 @@ def compare_with_references(model, plan: SlimmablePlan, size: int) -> tuple[str,
 
 
 def smallest_error(model, plan, width: float, x: torch.Tensor, output: torch.Tensor) -> tuple[float, bool]:
-    """Relative error of output and gradients against the strict reference, else the one with all dimensions zeroed."""
+    """Return the relative error against the strict reference, else against that with all dimensions zeroed."""
     counts = plan.counts(width)
     errors = {}
     for only_outputs in (True, False):
@@ -134,10 +134,10 @@ def smallest_error(model, plan, width: float, x: torch.Tensor, output: torch.Ten
 
 
 def evaluation_remarks(model, plan: SlimmablePlan, size: int) -> list[str]:
-    """Whether the extracted network evaluates, which some networks do by other code than they train by."""
-    twin, x = Twin(model, plan), torch.randn(2, 3, size, size, dtype=torch.float64)
+    """Try whether the extracted network evaluates, which some networks do by other code than they train by."""
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
     try:
-        small = twin.extract(min(WIDTHS))
+        small = extract(model, plan, min(WIDTHS))
         calibrate(small, [x])
         with torch.no_grad():
             small(x)

@@ -69,3 +69,15 @@ class Precision:
 
     def autocast(self):
         return self._autocast()
+
+
+def to_device(input, device, dtype):
+    """Move images, or NaFlex's dict of tensors of which only the patches are images."""
+    if isinstance(input, dict):
+        return {
+            key: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+            if torch.is_tensor(value)
+            else value
+            for key, value in input.items()
+        }
+    return input.to(device=device, dtype=dtype)

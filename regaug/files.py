@@ -3,6 +3,7 @@
 import argparse
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -50,6 +51,27 @@ def read_checkpoint(path, option, mmap=False):
     return checkpoint
 
 
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor that holds a NaN or +inf, None where there is none; of -inf masks are made."""
+    for name, tensor in tensors.items():
+        # A sum may overflow, but one that is finite tells enough, and takes no memory.
+        suspect = tensor.is_floating_point() and not tensor.sum().isfinite()
+        if suspect and (tensor.isnan().any() or tensor.isposinf().any()):
+            return name
+    return None
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], option: str, path):
+    """Refuse weights of a run that diverged.
+
+    Raises:
+        OptionError: naming the first tensor that is not finite.
+    """
+    name = first_not_finite({name: value for name, value in tensors.items() if torch.is_tensor(value)})
+    if name is not None:
+        raise OptionError(f'{option} {path}: {name} holds numbers that are not finite.')
+
+
 def read_weights(path, option, *, use_ema=True):
     """The weights in a file by name: a checkpoint of timm's or ours, a state dict, or safetensors.
 
@@ -59,14 +81,16 @@ def read_weights(path, option, *, use_ema=True):
         use_ema: take the moving average where there is one, as timm does.
 
     Raises:
-        OptionError: when the file is missing, truncated or foreign.
+        OptionError: when the file is missing, truncated or foreign, or its weights are not finite.
     """
     if not Path(path).is_file():
         raise OptionError(f'{option} {path}: there is no such file.')
     if Path(path).suffix.lower() != '.safetensors':
         read_checkpoint(path, option, mmap=True)
     try:
-        return load_state_dict(str(path), use_ema=use_ema)
+        state_dict = load_state_dict(str(path), use_ema=use_ema)
+        check_finite(state_dict, option, path)
+        return state_dict
     except SafetensorError as error:
         raise OptionError(f'{option} {path}: truncated, or no safetensors file ({error}).') from error
 

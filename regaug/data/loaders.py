@@ -1,11 +1,21 @@
 """Mixing and loaders: timm's factories, called with the options that hold in a phase."""
 
+from dataclasses import replace
+
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, create_naflex_loader
 from timm.data.naflex_mixup import NaFlexMixup
 
 from regaug.data.samples import Views
-from regaug.data.transforms import use_pad_crop, weaken_policies
+from regaug.data.subsets import RepeatedSamples
+from regaug.data.transforms import (
+    TORCHVISION_POLICIES,
+    timm_policy,
+    use_pad_crop,
+    use_torchvision_policy,
+    weaken_policies,
+)
+from regaug.data.workers import leave_signals_to_main
 from regaug.errors import OptionError
 
 
@@ -14,14 +24,15 @@ def mixing_active(options):
     return options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax is not None
 
 
-def create_mixup(options, num_classes):
-    """timm's mixing for these options: a collate function, a function on batches, or None.
+def create_mixup(phase, num_classes):
+    """timm's mixing in a phase: a collate function, a function on batches, or None.
 
     Returns:
         (collate_fn, mixup_fn), at least one of which is None; with the NaFlex loader the function works on the list
         of samples inside the data set.
     """
-    if not mixing_active(options) or options.maxup:  # MaxUp mixes by itself
+    options = phase.options
+    if not mixing_active(options) or not phase.loader_mixes:
         return None, None
     mixup_args = dict(
         mixup_alpha=options.mixup,
@@ -38,15 +49,15 @@ def create_mixup(options, num_classes):
         return None, NaFlexMixup(**mixup_args)
     mixup_class = Mixup if options.no_prefetcher else FastCollateMixup
     mixup_fn = mixup_class(**mixup_args)
-    mixup_fn.mixup_enabled = options.mixup_enabled
+    mixup_fn.mixup_enabled = phase.mixing
     return (None, mixup_fn) if options.no_prefetcher else (mixup_fn, None)
 
 
-def create_train_loader(options, dataset, data_config, *, device, img_dtype, num_classes):
-    """The training loader for the options that hold in a phase.
+def create_train_loader(phase, dataset, data_config, *, device, img_dtype, num_classes):
+    """The training loader of a phase.
 
     Args:
-        options: namespace of training options, mixing and augmentation as the phase has them (`phases.Phase.options`).
+        phase: `training.phases.Phase`.
         dataset: training set as `create_datasets` gives it.
         data_config: timm's data configuration.
         device: where batches are delivered.
@@ -56,9 +67,9 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
     Returns:
         (loader, mixup_fn): timm's loader, and timm's mixing to be applied to each batch in the loop, or None.
     """
-    collate_fn, mixup_fn = create_mixup(options, num_classes)
-    adapts = options.uada_groups if options.uada else ()
-    if options.uada:  # it augments, then normalises, then casts
+    options = phase.options
+    collate_fn, mixup_fn = create_mixup(phase, num_classes)
+    if not phase.normalises:  # whoever does, casts too
         img_dtype, data_config = torch.float32, {**data_config, 'mean': (0.0,), 'std': (1.0,)}
     train_interpolation = options.train_interpolation or data_config['interpolation']
     common = dict(
@@ -72,13 +83,13 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         train_crop_mode=options.train_crop_mode,
         scale=options.scale,
         ratio=options.ratio,
-        hflip=0.0 if 'flip' in adapts else options.hflip,
+        hflip=options.hflip,
         vflip=options.vflip,
         color_jitter=options.color_jitter,
         color_jitter_prob=options.color_jitter_prob,
         grayscale_prob=options.grayscale_prob,
         gaussian_blur_prob=options.gaussian_blur_prob,
-        auto_augment=options.aa,
+        auto_augment=timm_policy(options.aa),
         num_aug_repeats=options.aug_repeats,
         num_aug_splits=options.aug_splits,
         interpolation=data_config['interpolation'] if options.no_aug else train_interpolation,
@@ -110,8 +121,8 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         return loader, None
     if options.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=options.aug_splits)
-    if options.num_views > 1:
-        dataset = Views(dataset, options.num_views)
+    if phase.num_views > 1:
+        dataset = Views(dataset, phase.num_views)
     loader = create_loader(
         dataset,
         input_size=data_config['input_size'],
@@ -128,11 +139,20 @@ def create_train_loader(options, dataset, data_config, *, device, img_dtype, num
         num_batches=options.train_batches_per_epoch,
         **common,
     )
+    if options.updates_per_epoch:
+        loader.batch_sampler.sampler = RepeatedSamples(
+            len(dataset),
+            options.updates_per_epoch * options.grad_accum_steps * options.batch_size,
+            seed=options.seed,
+            rank=options.rank,
+            world_size=options.world_size,
+        )
+    if options.aa in TORCHVISION_POLICIES:
+        use_torchvision_policy(loader.dataset, options.aa, data_config, interpolation=train_interpolation)
     if options.pad_crop:
-        padding = 0 if 'crop' in adapts else options.pad_crop
-        use_pad_crop(dataset, data_config, padding=padding, mode=options.pad_mode)
-    if options.aa and options.intensity < 1:
-        weaken_policies(loader.dataset, options.intensity)
+        use_pad_crop(dataset, data_config, padding=phase.padding, mode=options.pad_mode)
+    if options.aa and phase.intensity < 1:
+        weaken_policies(loader.dataset, phase.intensity)
     return loader, mixup_fn
 
 
@@ -187,7 +207,7 @@ class TrainLoader:
         self.dataset = dataset
         self.data_config = data_config
         self.fixed = dict(device=device, img_dtype=img_dtype, num_classes=num_classes)
-        self.options = None
+        self.phase = None
         self.loader = self.mixup_fn = None
 
     def use(self, phase):
@@ -198,15 +218,15 @@ class TrainLoader:
         Returns:
             True if a loader was built.
         """
-        if phase.options == self.options:
+        previous, self.phase = self.phase, phase.for_loader
+        if self.phase == previous:
             return False
-        if self.mixup_fn is not None and same_but_mixing(phase.options, self.options):
-            self.mixup_fn.mixup_enabled = phase.options.mixup_enabled
-            self.options = phase.options
+        if self.mixup_fn is not None and replace(self.phase, mixing=previous.mixing) == previous:
+            self.mixup_fn.mixup_enabled = phase.mixing
             return False
         self.loader = self.mixup_fn = None  # the last references: the old workers are shut down here
-        self.loader, self.mixup_fn = create_train_loader(phase.options, self.dataset, self.data_config, **self.fixed)
-        self.options = phase.options
+        self.loader, self.mixup_fn = create_train_loader(phase, self.dataset, self.data_config, **self.fixed)
+        leave_signals_to_main(self.loader)
         if len(self.loader) == 0:
             raise OptionError(
                 f'--batch-size {phase.options.batch_size}: the training set ({len(self.dataset)} images) '
@@ -216,13 +236,8 @@ class TrainLoader:
 
     def set_epoch(self, epoch):
         """Tell data set and samplers which epoch starts, for their shuffling."""
-        loader = self.loader
-        sampler = loader.batch_sampler if hasattr(loader.batch_sampler, 'set_epoch') else loader.sampler
-        for part in (loader.dataset, sampler):
+        batches = self.loader.batch_sampler
+        sampler = batches if hasattr(batches, 'set_epoch') else getattr(batches, 'sampler', None)
+        for part in (self.loader.dataset, sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
-
-
-def same_but_mixing(options, others):
-    """True if two namespaces of options differ in nothing but whether mixing is enabled."""
-    return {**vars(options), 'mixup_enabled': None} == {**vars(others), 'mixup_enabled': None}

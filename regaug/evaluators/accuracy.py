@@ -165,7 +165,7 @@ def create(args: Namespace) -> Accuracy:
         judges.append(lambda data: ClassAverages(args.metrics_avg))
     if args.ece:
         judges.append(lambda data: Calibration(data.device))
-    multilabel = getattr(args, 'task', None) == 'multilabel'
+    multilabel = args.task == 'multilabel'
     return Accuracy(
         multilabel_threshold=args.multilabel_threshold if multilabel else None, log_freq=args.log_freq, judges=judges
     )

@@ -4,130 +4,63 @@ Source: Yang et al., "GradAug: A New Regularization Method for Deep Neural Netwo
 the authors' rebuttal for the depth variant.
 """
 
-import copy
+import logging
 import random
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from timm.loss import BinaryCrossEntropy
-from torch import nn
+from timm.layers import PatchDropout
+from timm.utils import unwrap_model
 
+from regaug.errors import OptionError
+from regaug.methods import Method
+from regaug.methods.subnetworks import (
+    SIZE_SHARES,
+    Draw,
+    SubnetSwitch,
+    check_sizes,
+    draw_widths,
+    plan_subnetworks,
+    rows_of,
+    sizes_for,
+    soft_label_loss,
+    transform,
+)
 from regaug.seeds import derived_seed, separate_randomness
-from regaug.training.averages import FULL
 
-# Shares of the training size, as 224, 192, 160, 128 on ImageNet (section 4.1).
-_SIZE_SHARES = (1, 6 / 7, 5 / 7, 4 / 7)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What one sub-network of one update looks like.
-
-    Attributes:
-        width: kept fraction of the channels.
-        size: height of the input after `scale` or `crop`, in pixels.
-        quarter_turns: rotation by multiples of 90 degrees, 0 to 3.
-        top, left: place of the crop among those there are, as fractions from 0 to below 1.
-        flip: flip the batch from left to right.
-    """
-
-    width: float
-    size: int
-    quarter_turns: int = 0
-    top: float = 0.0
-    left: float = 0.0
-    flip: bool = False
+_logger = logging.getLogger('train')
+_MAX_SIZES = 16
+_SHOWN = 8  # images of a picture
 
 
-def default_sizes(size):
-    """Sizes of the `scale` transform for a training size: multiples of 32 from 160 pixels up, of 4 below.
-
-    Returns:
-        Descending list without repetition that starts with `size`.
-    """
-    step = 32 if size >= 160 else 4
-    rounded = [max(step, round(size * share / step) * step) for share in _SIZE_SHARES[1:]]
-    return list(dict.fromkeys([size, *(other for other in rounded if other < size)]))
-
-
-def draw_widths(rng, count, min_width, choices=None):
-    """Widths of an update's sub-networks, in descending order (sandwich rule, section 3.2).
-
-    Args:
-        rng: `random.Random`.
-        count: sub-networks; from two on, one of them has the smallest width.
-        min_width: smallest width (alpha).
-        choices: draw from these widths instead of uniformly from [min_width, 1].
-    """
-    fixed = [min_width] if count > 1 else []
-    drawn = [rng.choice(choices) if choices else rng.uniform(min_width, 1.0) for _ in range(count - len(fixed))]
-    return sorted(fixed + drawn, reverse=True)
-
-
-def transform(input, draw, names):
-    """Transform a normalised batch for a sub-network.
-
-    Args:
-        input: images [B, C, H, W].
-        draw: `Draw`.
-        names: transforms in the order in which they are applied: `scale` (bilinear, aligned corners, to `draw.size`),
-            `rotate` (by quarter turns), `crop` (to `draw.size`), `flip`.
-
-    Returns:
-        Images [B, C, h, w] in the memory format of the input.
-    """
-    height, width = input.shape[-2:]
-    target = (draw.size, round(draw.size * width / height))
-    channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
-    for name in names:
-        if name == 'scale' and input.shape[-2:] != target:
-            input = F.interpolate(input, size=target, mode='bilinear', align_corners=True)
-        elif name == 'rotate':
-            input = torch.rot90(input, draw.quarter_turns, dims=(2, 3))
-        elif name == 'crop':
-            top = int(draw.top * (input.shape[-2] - target[0] + 1))
-            left = int(draw.left * (input.shape[-1] - target[1] + 1))
-            input = input[..., top : top + target[0], left : left + target[1]]
-        elif name == 'flip' and draw.flip:
-            input = input.flip(-1)
-    return input.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def soft_label_loss(output, teacher_output, criterion):
-    """Distance of a sub-network's output from the full network's, in float32.
-
-    Args:
-        output: logits of the sub-network [B, K].
-        teacher_output: logits of the full network [B, K], detached.
-        criterion: the training loss; under binary cross-entropy the full network's sigmoid is the label, with the
-            criterion's reduction, else its softmax (temperature 1) and the mean KL divergence per sample.
-    """
-    if isinstance(criterion, BinaryCrossEntropy):
-        soft_criterion = copy.copy(criterion)
-        soft_criterion.target_threshold = None
-        return soft_criterion(output.float(), teacher_output.float().sigmoid())
-    teacher_target = teacher_output.float().softmax(dim=-1)
-    return F.kl_div(output.float().log_softmax(dim=-1), teacher_target, reduction='batchmean')
-
-
-class GradAug:
+class GradAug(Method):
     """Sub-networks of a training task.
 
     Args:
         num_subnetworks: sub-networks per update (n).
         min_width: smallest kept fraction of channels (alpha).
         seed: of the run; all ranks draw the same from (seed, num_updates).
-        sizes: heights in pixels for `scale` and `crop`; derived from each batch's own height when None.
+        sizes: heights for `scale` and `crop`, in pixels or as shares of each batch's own height.
         transforms: names in order of application, see `transform`.
         targets: `soft` (the full network's output) or `hard` (labels and criterion).
         weight: factor of each sub-network's loss.
         every: sub-networks run in every so many updates.
+        batch_share: share of the batch that each sub-network sees, another one each; 1 as in the paper. The same
+            objective, estimated from fewer samples.
+        average: divide the sum of all terms by their number, as MaskSub does.
+        mask_ratio, mask_patch: of the transform `mask`; where the model drops tokens (`patch_drop`), the sub-network
+            drops this share of them instead, at the cost of what is left (the same idea, other values).
+        rule: see `draw_widths`.
         num_widths: draw from so many fixed widths (for compilation), 0 for all.
+        narrows: sub-networks have fewer channels (else fewer blocks).
+        make_subnet: function from the full network, where it trains, to what runs a width.
+        compile_kwargs: arguments of `torch.nn.Module.compile` for the sub-networks, None to leave them alone.
 
     Attributes:
         subnet: runs a width: `slimmable.Twin`, or `DepthTwin`.
     """
+
+    name = 'gradaug'
 
     def __init__(
         self,
@@ -135,12 +68,20 @@ class GradAug:
         num_subnetworks,
         min_width,
         seed,
-        sizes=None,
+        sizes=SIZE_SHARES,
         transforms=('scale',),
         targets='soft',
         weight=1.0,
         every=1,
+        batch_share=1.0,
+        average=False,
+        mask_ratio=0.5,
+        mask_patch=32,
+        rule='sandwich',
         num_widths=0,
+        narrows=True,
+        make_subnet=None,
+        compile_kwargs=None,
     ):
         self.num_subnetworks = num_subnetworks
         self.min_width = min_width
@@ -150,8 +91,46 @@ class GradAug:
         self.targets = targets
         self.weight = weight
         self.every = every
+        self.batch_share = batch_share
+        self.average = average
+        self.mask_ratio = mask_ratio
+        self.mask_patch = mask_patch
+        self.rule = rule
         self.width_choices = [min_width + (1 - min_width) * i / num_widths for i in range(num_widths)] or None
+        self.narrows = narrows
+        self.make_subnet = make_subnet
+        self.compile_kwargs = compile_kwargs
         self.subnet = None
+        self._seen = {}
+        self._inside_ddp = False
+
+    def attach(self, task):
+        """Build the sub-networks, and compile them under `--gradaug-compile`."""
+        self.subnet = self.make_subnet(unwrap_model(task.get_trainable_module()))
+        if 'mask' in self.transforms and hasattr(self.subnet.module, 'patch_drop'):
+            prefix = self.subnet.module.num_prefix_tokens
+            self.subnet.module.patch_drop = PatchDropout(self.mask_ratio, num_prefix_tokens=prefix)
+            self.transforms = tuple(name for name in self.transforms if name != 'mask')
+        if self.compile_kwargs:
+            graphs = _MAX_SIZES * len(self.width_choices)  # one for each width and size
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
+            self.subnet.module.compile(**self.compile_kwargs, dynamic=False)
+            _logger.info(f'GradAug: --gradaug-compile draws widths from {self.width_choices} only, not uniformly.')
+
+    def wrap(self, network):
+        self._inside_ddp = True
+        return SubnetSwitch(network, self.subnet)
+
+    def train(self, mode):
+        if self.subnet is not None:
+            self.subnet.train(mode)
+
+    def pictures(self):
+        """What the sub-networks saw, at their sizes."""
+        return [
+            (name, inputs[:_SHOWN], [f'width {draw.width:.2f} {inputs.shape[-1]}px'] * len(inputs[:_SHOWN]))
+            for name, (inputs, draw) in self._seen.items()
+        ]
 
     def runs_in(self, num_updates):
         return num_updates % self.every == 0
@@ -159,8 +138,8 @@ class GradAug:
     def draw(self, num_updates, height):
         """The sub-networks of an update, in the order in which they run; the same on every rank and after a resume."""
         rng = random.Random(derived_seed('gradaug', self.seed, num_updates))
-        widths = draw_widths(rng, self.num_subnetworks, self.min_width, self.width_choices)
-        sizes = self.sizes or default_sizes(height)
+        widths = draw_widths(rng, self.num_subnetworks, self.min_width, self.width_choices, self.rule)
+        sizes = sizes_for(height, self.sizes)
         resizes = 'scale' in self.transforms or 'crop' in self.transforms
         return [
             Draw(
@@ -174,53 +153,53 @@ class GradAug:
             for width in widths
         ]
 
-    def loss_terms(self, full, forward, input, target, *, criterion, num_updates, noise, autocast):
-        """The full network's term and one term for each sub-network.
-
-        Args:
-            full: callable that runs the full network's term and returns timm's dict.
-            forward: runs the sub-network that is set on a batch and returns its logits.
-            input: images [B, C, H, W].
-            target: labels [B] or soft labels [B, K].
-            criterion: the training loss.
-            num_updates: which update of the run this is.
-            noise: what else dropout and drop path of the sub-networks depend on (rank, micro-batch).
-            autocast: gives the context of the forward passes.
-
-        Returns:
-            List of (name, callable); `full` must run first.
-        """
+    def loss_terms(self, terms, input, target, context):
+        """The terms so far, then one for each sub-network; the first one's output is what they learn (equation 4)."""
+        if not self.runs_in(context.num_updates):
+            return terms
+        (name, full), *others = terms
         teacher = {}
+        draws = self.draw(context.num_updates, input.shape[-2])
+        weight = {'weight': 1 / (len(terms) + len(draws))} if self.average else {}
 
-        def full_term():
+        def full_term(**kwargs):
             self.subnet.clear()
-            result = full()
+            result = full(**kwargs)
             teacher['output'] = result['output'].detach()
-            return result
+            return {**result, **weight}
 
         def subnet_term(draw, index):
             def term():
                 self.subnet.set(draw.width)
-                with separate_randomness(input.device, self.seed, num_updates, noise, index), autocast():
-                    output = forward(transform(input, draw, self.transforms))
+                rows = rows_of(index - 1, len(input), self.batch_share)
+                seed = derived_seed('mask', self.seed, *context.key, index)
+                masking = dict(mask_ratio=self.mask_ratio, mask_patch=self.mask_patch)
+                inputs = transform(input[rows], replace(draw, seed=seed), self.transforms, **masking)
+                if self.keep_pictures:
+                    self._seen[f'sub{index}'] = inputs, draw
+                # What dropout and drop path draw differs from rank to rank, from micro-batch to micro-batch.
+                varies = (self.seed, context.num_updates, (context.rank, context.micro_batch), index)
+                with separate_randomness(input.device, *varies), context.autocast():
+                    output = self._forward(inputs, context.network)
                     if self.targets == 'hard':
-                        loss = criterion(output, target)
+                        loss = context.criterion(output, target[rows])
+                taught = teacher['output'][rows]
                 if self.targets == 'soft':
-                    loss = soft_label_loss(output, teacher['output'], criterion)
-                agreement = (output.argmax(dim=-1) == teacher['output'].argmax(dim=-1)).float().mean()
-                return {
-                    'loss': self.weight * loss,
-                    'output': output,
-                    'agreement': agreement,
-                    'width': draw.width,
-                    'size': draw.size,
-                }
+                    loss = soft_label_loss(output, taught, context.criterion)
+                agreement = (output.argmax(dim=-1) == taught.argmax(dim=-1)).float().mean()
+                result = {'loss': self.weight * loss, 'output': output, 'agreement': agreement, **weight}
+                if self.narrows:
+                    result['width'] = draw.width
+                return {**result, 'size': draw.size}
 
             return term
 
-        draws = self.draw(num_updates, input.shape[-2])
         subnets = [(f'sub{index}', subnet_term(draw, index)) for index, draw in enumerate(draws, start=1)]
-        return [(FULL, full_term), *subnets]
+        return [(name, full_term), *others, *subnets]
+
+    def _forward(self, input, network):
+        """Logits of the sub-network that is set, through DDP where it has to know of them."""
+        return network(input, use_subnet=True) if self._inside_ddp else self.subnet(input)
 
     def expected_cost(self, share_of_flops, height, samples=256):
         """Cost of an update relative to plain training, by FLOPs, averaged over the sizes and some updates' widths.
@@ -230,23 +209,72 @@ class GradAug:
             height: of the training images, in pixels.
         """
         resizes = 'scale' in self.transforms or 'crop' in self.transforms
-        sizes = (self.sizes or default_sizes(height)) if resizes else [height]
+        sizes = sizes_for(height, self.sizes) if resizes else [height]
         share_of_pixels = sum((size / height) ** 2 for size in sizes) / len(sizes)
         draws = [draw for num_updates in range(samples) for draw in self.draw(num_updates, height)]
         share_of_width = sum(share_of_flops(draw.width) for draw in draws) / samples
-        return 1 + share_of_width * share_of_pixels / self.every
+        share_of_rows = min(1.0, self.batch_share)
+        return 1 + share_of_width * share_of_pixels * share_of_rows / self.every
 
 
-class SubnetSwitch(nn.Module):
-    """The module that DDP wraps: the full network, or on request the sub-network that shares its parameters.
+def create(args, model, data_config):
+    """GradAug for these options, its sub-networks planned but not yet built; None with `--gradaug 0`.
 
-    It holds the full network as `module`, where `timm.utils.unwrap_model` looks for it.
+    Raises:
+        OptionError: when the model has nothing to slim or no drop path, or cannot take a size that may be drawn.
     """
+    if not args.gradaug:
+        return None
+    input_size = data_config['input_size']
+    _, height, width = input_size
+    if 'rotate' in args.gradaug_transforms and height != width:
+        raise OptionError(f'--gradaug-transforms rotate: needs square images, these are {height}x{width}.')
+    sizes = sizes_for(height, args.gradaug_sizes or SIZE_SHARES)
+    largest = max(args.train_img_sizes or [height])
+    if max(sizes) > largest:
+        raise OptionError(f'--gradaug-sizes {max(sizes)}: above the training size, {largest} pixels.')
+    if {'scale', 'crop'} & set(args.gradaug_transforms):
+        check_sizes(model, input_size, sizes)
+    make_subnet, share_of_flops, report = plan_subnetworks(args, model, input_size)
+    backend = args.torchcompile or 'inductor'
+    gradaug = GradAug(
+        num_subnetworks=args.gradaug,
+        min_width=args.gradaug_min_width,
+        seed=args.seed,
+        sizes=args.gradaug_sizes or SIZE_SHARES,
+        transforms=args.gradaug_transforms,
+        targets=args.gradaug_targets,
+        weight=args.gradaug_weight,
+        every=args.gradaug_every,
+        batch_share=args.gradaug_batch_share,
+        average=args.gradaug_average,
+        mask_ratio=args.gradaug_mask_ratio,
+        mask_patch=args.gradaug_mask_patch,
+        rule=args.gradaug_widths,
+        num_widths=args.gradaug_compile,
+        narrows=args.gradaug_subnet == 'width',
+        make_subnet=make_subnet,
+        compile_kwargs=dict(backend=backend, mode=args.torchcompile_mode) if args.gradaug_compile else None,
+    )
+    if args.rank == 0:
+        for line in report.splitlines():
+            _logger.info(f'GradAug: {line}')
+        cost = gradaug.expected_cost(share_of_flops, height)
+        _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
+    return gradaug
 
-    def __init__(self, module, subnet):
-        super().__init__()
-        self.module = module
-        object.__setattr__(self, 'subnet', subnet)  # hidden from parameters() and state_dict()
 
-    def forward(self, input, use_subnet=False):
-        return self.subnet(input) if use_subnet else self.module(input)
+def adapt_phase(phase, epoch, args):
+    """Sub-networks run from `--gradaug-start-epoch` on, and in refinement unless `--refine-plain`."""
+    if not args.gradaug:
+        return phase
+    if phase.refining and args.refine_plain:
+        return phase.without('--gradaug')
+    return phase.on('gradaug') if epoch >= args.gradaug_start_epoch else phase
+
+
+def model_kwargs(args):
+    """Depth sub-networks need a model with drop path."""
+    if args.gradaug and args.gradaug_subnet == 'depth':
+        return {'--gradaug-subnet depth': {'drop_path_rate': args.gradaug_depth_rate}}
+    return {}

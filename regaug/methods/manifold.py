@@ -3,18 +3,25 @@
 Source: Verma et al., "Manifold Mixup: Better Representations by Interpolating Hidden States" (arXiv 1806.05236).
 """
 
+import logging
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from timm.data.mixup import one_hot
+from timm.utils import unwrap_model
 from torch import nn
 
+from regaug.errors import OptionError
+from regaug.methods import Method
 from regaug.seeds import derived_seed
 from regaug.slimmable.structure import meta_copy
 
+_logger = logging.getLogger('train')
 
-class ManifoldMixup:
+
+class ManifoldMixup(Method):
     """Mixes one batch at one place, with one ratio and one permutation.
 
     Args:
@@ -24,6 +31,8 @@ class ManifoldMixup:
         num_classes: classes of the soft targets.
         smoothing: label smoothing of the soft targets, as in timm's Mixup.
     """
+
+    name = 'manifold_mixup'
 
     def __init__(self, stages, *, alpha, seed, num_classes, smoothing):
         self.stages = stages
@@ -43,6 +52,23 @@ class ManifoldMixup:
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         stage = rng.choice([None, *self.stages])
         return stage, rng.betavariate(self.alpha, self.alpha), torch.randperm(batch_size, generator=generator)
+
+    def start_phase(self, phase):
+        self.alpha = phase.options.manifold_mixup
+
+    def loss_terms(self, terms, input, target, context):
+        """The terms with the full network's on mixed features and targets."""
+        (name, full), *others = terms
+        stage, ratio, permutation = self.draw(len(target), *context.key)
+        module = unwrap_model(context.network).get_submodule(stage) if stage else None
+        mixed_input = mix(input, ratio, permutation) if module is None else input
+        mixed_target = self.mix_target(target, ratio, permutation)
+
+        def mixed():
+            with mixed_after(module, ratio, permutation):
+                return full(input=mixed_input, target=mixed_target)
+
+        return [(name, mixed), *others]
 
     def mix_target(self, target, ratio, permutation):
         """Soft targets [B, K] for class indices [B], or for targets [B, K] that are soft already."""
@@ -94,3 +120,30 @@ def find_stages(model, input_size):
     with torch.no_grad():
         shapes(torch.empty((2, *input_size), dtype=dtype, device='meta'))
     return list(dict.fromkeys(called))
+
+
+def create(args, model, data_config):
+    """Manifold Mixup for these options, None without.
+
+    Raises:
+        OptionError: when the model names no stages.
+    """
+    if not args.manifold_mixup:
+        return None
+    stages = find_stages(model, data_config['input_size'])
+    if not stages:
+        raise OptionError(f'--manifold-mixup {args.manifold_mixup:g}: --model {args.model} names no feature stages.')
+    if args.rank == 0:
+        _logger.info(f'Manifold Mixup: at the input or after one of {", ".join(stages)}.')
+    return ManifoldMixup(
+        stages,
+        alpha=args.manifold_mixup,
+        seed=args.seed,
+        num_classes=args.num_classes,
+        smoothing=args.smoothing,
+    )
+
+
+def adapt_phase(phase, epoch, args):
+    """It is off in refinement; elsewhere targets are soft."""
+    return replace(phase.on('manifold_mixup'), soft_targets=True) if phase.options.manifold_mixup else phase

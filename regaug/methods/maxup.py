@@ -5,11 +5,17 @@ section 2 and algorithm 1.
 """
 
 import functools
+from argparse import Namespace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from timm.data.loader import adapt_to_chs
+from torch import nn
 
-from regaug.methods.scoring import lowest_losses, worst_of
+from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
+from regaug.methods.scoring import Scorer, Selection, lowest_losses, worst_of
 from regaug.seeds import derived_seed
 
 
@@ -80,3 +86,64 @@ class MaxUp:
             'maxup_mean_loss': choice.losses.mean(),
             **{f'maxup_share{copy}': share for copy, share in enumerate(counts.unbind(), start=1)},
         }
+
+
+def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Selection | None:
+    """MaxUp for these options, None with `--maxup 0`."""
+    if not args.maxup:
+        return None
+    build = functools.partial(create_maxup, data_config=data_config)
+    option = f'--maxup {args.maxup} with --model {args.model}'
+    return Selection('maxup', build, data_config, option=option, scores=args.maxup > 1)
+
+
+def create_maxup(phase, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
+    """MaxUp as it is in a phase.
+
+    Args:
+        phase: `training.phases.Phase`.
+        task: whose network scores the copies.
+        data_config: timm's data configuration.
+    """
+    options = phase.options
+    names = options.maxup_aug.split('+')
+    std = adapt_to_chs(data_config['std'], data_config['input_size'][0])
+    labels = dict(num_classes=options.num_classes, smoothing=options.smoothing)
+    mixing = dict(labels, prob=options.mixup_prob if phase.mixing else 0.0)
+    build = {
+        'cutmix': lambda: CutMix(
+            alpha=options.cutmix,
+            minmax=options.cutmix_minmax,
+            **{**mixing, 'prob': mixing['prob'] * phase.intensity},
+        ),
+        'mixup': lambda: Mixup(alpha=options.mixup, **mixing),
+        'cutout': lambda: Cutout(size=options.cutout_size, prob=phase.intensity),
+        'gauss': lambda: GaussianNoise(
+            sigma=options.gauss_sigma * phase.intensity / torch.tensor(std, device=task.device)
+        ),
+    }
+    return MaxUp(
+        [build[name]() for name in names if name != 'views'],
+        num_copies=options.maxup,
+        scorer=Scorer(task),
+        seed=options.seed,
+        views='views' in names,
+        excess=options.maxup_score == 'excess',
+    )
+
+
+def adapt_phase(phase, epoch: int, args: Namespace):
+    """One copy in the warm-up, and where nothing is left that makes copies differ; off in refinement."""
+    if not phase.options.maxup:
+        return phase
+    names = set(args.maxup_aug.split('+'))
+    if args.maxup > 1 and epoch < args.maxup_warmup_epochs:
+        # The average, not the worst, over the same augmentation (section 3.1).
+        phase = phase.with_options(maxup=1)
+        phase = replace(phase, name='warmup') if phase.name == 'main' else phase
+    if not phase.mixing and names <= {'mixup', 'cutmix'} and phase.options.maxup > 1:
+        phase = phase.with_options(maxup=1).without('--maxup')
+    # Its mixtures come one after the other, not in each other's place: they fade each by itself.
+    phase = phase.with_options(mixup_prob=args.mixup_prob, mixup_switch_prob=args.mixup_switch_prob)
+    num_views = phase.options.maxup if 'views' in names else 1
+    return replace(phase.on('maxup'), num_views=num_views, loader_mixes=False)

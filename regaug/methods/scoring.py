@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 from torch import nn
 
+from regaug.errors import OptionError
+from regaug.methods import Method
+
 
 def sample_losses(criterion, output, target):
     """The training loss of each sample; its mean is the criterion's value.
@@ -106,6 +109,49 @@ class Scorer:
         for name, buffer in module.named_buffers():
             if name not in before or not torch.equal(buffer.nan_to_num(), before[name].nan_to_num()):
                 raise ValueError(f'a scoring pass would change the buffer {name!r} of {type(module).__name__}')
+
+
+class Selection(Method):
+    """A method that chooses the input by scores, built anew for every phase.
+
+    Args:
+        name: of the method.
+        build: function (phase, task) -> selector, which is called with (input, target, key) and returns them with
+            metrics.
+        data_config: timm's data configuration.
+        option: what asked for it, for messages.
+        scores: it will score candidates.
+    """
+
+    def __init__(self, name, build, data_config, *, option, scores):
+        self.name = name
+        self.build = build
+        self.data_config = data_config
+        self.option = option
+        self.scores = scores
+        self.task = self.selector = None
+
+    def attach(self, task):
+        """Run one scoring pass, which must leave the model as it is.
+
+        Raises:
+            OptionError: naming the buffer that a pass changes.
+        """
+        self.task = task
+        if not self.scores:
+            return
+        parameter = next(task.full_network.parameters())
+        shape = (2, *self.data_config['input_size'])
+        try:
+            Scorer(task.train()).check(torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
+        except ValueError as error:
+            raise OptionError(f'{self.option}: {error}') from error
+
+    def start_phase(self, phase):
+        self.selector = self.build(phase, self.task)
+
+    def select(self, input, target, context):
+        return self.selector(input, target, context.key)
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Channels:
         return self.anchored and not self.frozen
 
     def freeze(self, reason: str):
+        """Keep all units at every width; the first reason given is the one that stays."""
         if not self.frozen:
             self.frozen, self.reason = True, reason
 
@@ -80,12 +81,12 @@ class Channels:
 
 
 def new_axis(size: int) -> Axis:
-    """A fresh axis whose channels are tied to nothing yet."""
+    """Make an axis whose channels are tied to nothing yet."""
     return [(Channels(size), size)] if size > 1 else None
 
 
 def resolve(axis: Axis) -> list[Piece]:
-    """The axis in terms of the present classes; neighbouring fixed pieces are merged. `None` gives no pieces."""
+    """Express an axis in the present classes; neighbouring fixed pieces are merged. `None` gives no pieces."""
     pieces: list[Piece] = []
     for channels, size in axis or []:
         channels = channels and channels.root
@@ -110,6 +111,7 @@ def resolve(axis: Axis) -> list[Piece]:
 
 
 def is_fixed(axis: Axis) -> bool:
+    """Say whether all channels of an axis are kept at every width."""
     return all(channels is None for channels, _ in resolve(axis))
 
 
@@ -126,7 +128,7 @@ def freeze(axis: Axis, reason: str) -> int:
 
 
 def why_frozen(axis: Axis) -> str:
-    """The reason why the first frozen class of an axis is frozen; empty if none is."""
+    """Return the reason why the first frozen class of an axis is frozen; empty if none is."""
     roots = [channels.root for channels, _ in axis or [] if channels is not None]
     reasons = (why_frozen(root.children) if root.children else root.reason for root in roots)
     return next(filter(None, reasons), '')
@@ -162,12 +164,12 @@ def cut(axis: list[Piece], position: int) -> tuple[list[Piece], list[Piece]]:
 
 
 def between(axis: Axis, start: int, stop: int) -> Axis:
-    """The part of an axis from index `start` to index `stop`."""
+    """Return the part of an axis from index `start` to index `stop`."""
     return None if is_fixed(axis) else cut(cut(axis, stop)[0], start)[1]
 
 
 def segments(axis: Axis, count: int, reason: str) -> list[Axis]:
-    """`count` equal parts of an axis that keep equally many channels (the parts of a fixed axis are fixed)."""
+    """Divide an axis into `count` equal parts that keep equally many channels (those of a fixed axis are fixed)."""
     if is_fixed(axis):
         return [None] * count
     step = axis_size(axis) // count
@@ -215,6 +217,7 @@ class Counts:
         self._kept: dict[Channels, int] = {}
 
     def units(self, channels: Channels) -> int:
+        """Return how many units of a class are kept."""
         if not channels.slimmable:
             return channels.units
         if channels not in self._kept:
@@ -222,7 +225,7 @@ class Counts:
         return self._kept[channels]
 
     def ranges(self, axis: Axis, size: int) -> list[tuple[int, int]]:
-        """Kept indices of an axis as (start, length), adjoining ranges merged."""
+        """Return the kept indices of an axis as (start, length), adjoining ranges merged."""
         if axis is None:
             return [(0, size)]
         ranges, offset = [], 0
@@ -236,16 +239,5 @@ class Counts:
         return ranges
 
     def size(self, axis: Axis, size: int) -> int:
+        """Return how many indices of an axis of this full size are kept."""
         return size if axis is None else sum(length for _, length in self.ranges(axis, size))
-
-
-def kept_units(channels: Channels, width: float, width_divisor: int) -> int:
-    """Units of a class that a sub-network of `width` in (0, 1] keeps.
-
-    Rounds half up, to a multiple of as many units as make up `width_divisor` channels in the class's smallest member;
-    to single units where that step would exceed half the class. At least one step is kept.
-    """
-    step = width_divisor // math.gcd(width_divisor, channels.unit_size)
-    if step > channels.units // 2:
-        step = 1
-    return min(max(int(width * channels.units / step + 0.5) * step, step), channels.units)

@@ -25,6 +25,7 @@ class Patch:
     axes: list[Axis]
 
     def value(self, counts: Counts) -> Any:
+        """Return what the attribute states at these counts."""
         if isinstance(self.full, int):
             return counts.size(self.axes[0], self.full)
         return type(self.full)([counts.size(axis, size) for axis, size in zip(self.axes, self.full, strict=True)])
@@ -47,7 +48,7 @@ class Layout:
     patches: dict[tuple[str, str], Patch] = dataclasses.field(default_factory=dict)
 
     def ranges(self, name: str, counts: Counts) -> Ranges:
-        """The kept indices of a tensor, for the dimensions where they are not all; empty for unknown tensors."""
+        """Return the kept indices of a tensor, for dimensions where they are not all; empty for unknown tensors."""
         ranges = {}
         for dim, axis in enumerate(self.axes.get(name, ())):
             size = self.shapes[name][dim]
@@ -56,14 +57,16 @@ class Layout:
         return ranges
 
     def depends_on_width(self, name: str) -> bool:
+        """Say whether a tensor gets narrower with the width."""
         pieces = [piece for axis in self.axes.get(name, ()) for piece in resolve(axis)]
         return any(channels is not None and channels.slimmable for channels, _ in pieces)
 
     def attributes(self, counts: Counts) -> dict[tuple[str, str], Any]:
+        """Return the values of the patched attributes, by (module name, attribute)."""
         return {key: patch.value(counts) for key, patch in self.patches.items()}
 
     def narrowed_copy(self, model: nn.Module, counts: Counts) -> nn.Module:
-        """A copy of the model with parameters and buffers of its own, of the kept sizes."""
+        """Copy the model with parameters and buffers of its own, of the kept sizes."""
 
         def narrowed(name: str, tensor: torch.Tensor) -> torch.Tensor:
             part = take(tensor.detach(), self.ranges(name, counts)).clone()
@@ -87,7 +90,7 @@ class Layout:
 
 
 def take(tensor: torch.Tensor, ranges: Ranges) -> torch.Tensor:
-    """The elements of a tensor at the given ranges: a view where one leading range is kept, else a copy."""
+    """Take the elements of a tensor at the given ranges: a view where one leading range is kept, else a copy."""
     for dim, parts in ranges.items():
         if len(parts) == 1:
             tensor = tensor.narrow(dim, *parts[0])

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from regaug.slimmable.labels import Channels, Counts, kept_units, resolve, why_frozen
+from regaug.slimmable.labels import Channels, Counts, resolve, why_frozen
 from regaug.slimmable.layout import Layout
+from regaug.slimmable.rounding import kept_units
 from regaug.slimmable.structure import meta_copy, named_tensors, structure_copy, to_meta, untrack_batch_statistics
 from regaug.slimmable.trace import run_trace, untouched_generators
 from regaug.slimmable.verify import verify
@@ -33,55 +34,66 @@ class SlimmablePlan:
     Args:
         model: any network that maps [B, C, H, W] to one or several tensors.
         example_size: (C, H, W) of an input. Models with global pooling also run at other sizes afterwards.
+        full: names of modules whose outputs keep all channels at every width. A name stands for the modules inside it
+            too: `('fpn',)` keeps every map of a feature pyramid as wide as the heads after it expect.
 
     Attributes:
         layers: names of the modules that hold slimmed weights.
         full: name of every other module with weights -> why it stays at full width.
         layout: the labels, for `Twin`.
-        log: what verification mended, one line each.
+        repairs: what verification repaired, one line each.
 
     Raises:
-        ValueError: the model cannot be traced, or no layer can be slimmed.
+        ValueError: the model cannot be traced, no layer can be slimmed, or it has or runs no module named in `full`.
     """
 
-    def __init__(self, model: nn.Module, example_size: Sequence[int]):
+    def __init__(self, model: nn.Module, example_size: Sequence[int], full: Sequence[str] = ()):
         self._model_name = type(model).__name__
+        for name in full:
+            try:
+                model.get_submodule(name)
+            except AttributeError as error:
+                raise ValueError(f'full={name!r}: {self._model_name} has no module of that name') from error
         pristine = _meta_copy(model)
         dtype = next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
         x = torch.empty((TRACE_BATCH, *example_size), dtype=dtype, device='meta')
         with untouched_generators():
             try:
-                trace = run_trace(structure_copy(pristine, to_meta), x)
-                self.log = verify(trace, pristine, x)
+                trace = run_trace(structure_copy(pristine, to_meta), x, full)
+                self.repairs = verify(trace, pristine, x)
             except Exception as error:
                 raise ValueError(
                     f'{self._model_name} cannot be slimmed: tracing it on an input of size {tuple(example_size)} fails '
                     f'({type(error).__name__}: {error})'
                 ) from error
-        self.layout: Layout = trace.layout
-        self._costs = trace.costs
+        self.layout: Layout = trace.labels.layout
+        self._costs = trace.labels.costs
         _set_unit_sizes(self.layout)
         self.layers, self.full = _classify(pristine, self.layout)
         if not self.layers:
             raise ValueError(f'{self._model_name} has no layer that can be slimmed: {self.reasons()}')
 
     def counts(self, width: float, width_divisor: int = 8) -> Counts:
-        """The units that every class keeps at a width in (0, 1], rounded as `kept_units` says."""
+        """Return the units that every class keeps at a width in (0, 1], rounded as `kept_units` says.
+
+        Raises:
+            ValueError: the width or the divisor is out of range.
+        """
         if not 0 < width <= 1:
             raise ValueError(f'width must be in (0, 1], not {width}')
         if width_divisor < 1:
             raise ValueError(f'width divisor must be at least 1, not {width_divisor}')
-        return Counts(lambda channels: kept_units(channels, width, width_divisor))
+        return Counts(lambda channels: kept_units(channels.units, channels.unit_size, width, width_divisor))
 
     def kept(self, width: float, width_divisor: int = 8) -> tuple[float, float]:
-        """Shares of the parameters and of the multiply-adds (convolutions and matrix products) that remain."""
+        """Return the fractions of parameters and of multiply-adds (convolutions, matrix products) that remain."""
         counts = self.counts(width, width_divisor)
         layout = self.layout
         parameters = [list(zip(layout.shapes[name], layout.axes[name], strict=True)) for name in layout.parameters]
         return _share(parameters, counts), _share(self._costs, counts)
 
     def report(self, min_width: float, width_divisor: int) -> str:
-        """A few lines for the log: how much is slimmed, what remains at the smallest width, what stays full and why."""
+        """Say in a few lines how much is slimmed, what remains at the smallest width, what stays full and why."""
         parameters, flops = self.kept(min_width, width_divisor)
         total = len(self.layers) + len(self.full)
         lines = [
@@ -93,7 +105,7 @@ class SlimmablePlan:
         return '\n'.join(lines)
 
     def reasons(self) -> str:
-        """Why modules stay at full width, for people."""
+        """Say why modules stay at full width."""
         by_reason = collections.defaultdict(list)
         for name, reason in self.full.items():
             by_reason[reason].append(name)
@@ -124,18 +136,27 @@ def _set_unit_sizes(layout: Layout):
         channels.unit_size = unit
 
 
-def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
-    """Modules with a weight that has channels: the slimmed ones, and the others with the reason."""
+def layer_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Find the layers of a model: modules with weights that have channels, and the names of those weights."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    layers, full = [], {}
+    layers = {}
     for module_name, module in model.named_modules():
         own = [(key, parameter) for key, parameter in module.named_parameters(recurse=False) if key.endswith('weight')]
         weights = [names[id(parameter)] for _, parameter in own if parameter.dim() > 1 and max(parameter.shape[:2]) > 1]
+        if weights:
+            layers[module_name] = weights
+    return layers
+
+
+def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
+    """Tell the slimmed layers from the others, which come with the reason."""
+    layers, full = [], {}
+    for layer, weights in layer_weights(model).items():
         if any(layout.depends_on_width(name) for name in weights):
-            layers.append(module_name)
-        elif weights:
+            layers.append(layer)
+        else:
             reasons = [why_frozen(axis) for name in weights for axis in layout.axes[name][:2]]
-            full[module_name] = ' and '.join(dict.fromkeys(filter(None, reasons))) or NOT_LEARNT
+            full[layer] = ' and '.join(dict.fromkeys(filter(None, reasons))) or NOT_LEARNT
     return layers, full
 
 

@@ -6,29 +6,16 @@ elements are in rules_shape.py.
 """
 
 import re
-from collections.abc import Callable
 
-from regaug.slimmable.call import Call
+import torch
+
+from regaug.slimmable.call import FULL_PARTNER, MAX_CONSTANT_GROUPS, Call, rule, shape_with_axes
 from regaug.slimmable.labels import Axis, Channels, anchor, freeze, is_fixed, segments, unify
-
-MAX_CONSTANT_GROUPS = 4  # up to this many groups, heads or chunks their number is constant and each one gets narrower
-FULL_PARTNER = 'it meets channels that stay at full width'
-
-Rule = Callable[[Call], list[list[Axis]]]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str, table: dict[str, Rule] = RULES):
-    def register(function: Rule) -> Rule:
-        table.update(dict.fromkeys(names, function))
-        return function
-
-    return register
 
 
 @rule('hardswish', 'hardswish_', 'hardsigmoid', 'hardsigmoid_', '_prelu_kernel', 'masked_fill', 'masked_fill_', 'copy_')
 def pointwise(call: Call) -> list[list[Axis]]:
-    """Elementwise with broadcasting; also serves every operator that PyTorch tags as pointwise."""
+    """Unify what broadcasting aligns; also serves every operator that PyTorch tags as pointwise."""
     shape = call.outputs[0].shape
     axes: dict[int, Axis] = {}
     for tensor in call.inputs:
@@ -50,7 +37,7 @@ def same_shape(call: Call) -> list[list[Axis]]:
 
 @rule('new_empty', 'new_zeros', 'new_ones', 'new_full')
 def new_tensor(call: Call) -> list[list[Axis]]:
-    """A new tensor has the labels of the one it is modelled on where the sizes agree; verification tells if wrongly."""
+    """Give a new tensor the labels of its model where the sizes agree; verification finds where that is wrong."""
     source, shape = call.inputs[0], call.outputs[0].shape
     if source.dim() != len(shape):
         return [[None] * len(shape)]
@@ -98,16 +85,12 @@ def convolution(call: Call) -> list[list[Axis]]:
     spatial = [_convolved(call, dim, axis) for dim, axis in enumerate(x_axes[2:])]
     kernel = [(size, None) for size in weight.shape[2:]]
     contracted = (x.shape[1], x_axes[1]) if call['transposed'] else (weight.shape[1], weight_axes[1])
-    call.count(*_sized(call.outputs[0], [x_axes[0], out_axis, *spatial]), contracted, *kernel)
+    call.count(*shape_with_axes(call.outputs[0], [x_axes[0], out_axis, *spatial]), contracted, *kernel)
     return [[x_axes[0], out_axis, *spatial]]
 
 
-def _sized(tensor, axes: list[Axis]) -> list[tuple[int, Axis]]:
-    return list(zip(tensor.shape, axes, strict=True))
-
-
 def _convolved(call: Call, dim: int, axis: Axis) -> Axis:
-    """The label of a spatial dimension: kept by a convolution along channels (ECA), which changes no size."""
+    """Return the label of a spatial dimension: a convolution along channels (ECA), which changes no size, keeps it."""
     if is_fixed(axis):
         return None
     stride, padding, dilation = (call[name][dim] for name in ('stride', 'padding', 'dilation'))
@@ -133,7 +116,7 @@ def add_matmul(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-def _multiply(call: Call, left, right) -> list[Axis]:
+def _multiply(call: Call, left: torch.Tensor, right: torch.Tensor) -> list[Axis]:
     left_axes, right_axes = call.axes(left), call.axes(right)
     unify(left_axes[-1], right_axes[-2], FULL_PARTNER)
     axes = [*left_axes[:-1], right_axes[-1]]
@@ -143,7 +126,7 @@ def _multiply(call: Call, left, right) -> list[Axis]:
         anchor(right_axes[-1])
     call.patch('in_features', left.shape[-1], [left_axes[-1]])
     call.patch('out_features', right.shape[-1], [right_axes[-1]])
-    call.count(*_sized(call.outputs[0], axes), (left.shape[-1], left_axes[-1]))
+    call.count(*shape_with_axes(call.outputs[0], axes), (left.shape[-1], left_axes[-1]))
     return axes
 
 

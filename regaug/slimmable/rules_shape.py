@@ -1,18 +1,16 @@
 """What operators that move or select elements do to channel labels: one function per operator, as in rules.py."""
 
-import functools
 import math
+from collections.abc import Sequence
 
-from regaug.slimmable.call import Call
+import torch
+
+from regaug.slimmable.call import FULL_PARTNER, MAX_CONSTANT_GROUPS, Call, rule
 from regaug.slimmable.labels import MAX_PIECES, Axis, axis_size, between, freeze, is_fixed, resolve, segments, unify
-from regaug.slimmable.rules import FULL_PARTNER, MAX_CONSTANT_GROUPS, Rule, rule
-
-RULES: dict[str, Rule] = {}
-shape_rule = functools.partial(rule, table=RULES)
 
 
 def merge_dims(dims: list[tuple[int, Axis]]) -> Axis:
-    """The axis of several dimensions flattened into one, given (size, axis) from the outermost to the innermost."""
+    """Return the axis of dimensions flattened into one, given (size, axis) from the outermost to the innermost."""
     merged, inner = None, 1
     for size, axis in reversed(dims):
         if size == 1:
@@ -32,7 +30,7 @@ def merge_dims(dims: list[tuple[int, Axis]]) -> Axis:
 
 
 def split_dim(axis: Axis, sizes: list[int]) -> list[Axis]:
-    """The axes of one dimension viewed as several.
+    """Return the axes of one dimension viewed as several.
 
     The outer dimension carries the label if whole outer steps can be dropped: when all units are multiples of the inner
     size, or when there are more than four outer steps (attention heads). The inner dimension gets narrower if the axis
@@ -65,7 +63,7 @@ def split_dim(axis: Axis, sizes: list[int]) -> list[Axis]:
 
 
 def matching_groups(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
-    """The dimensions of two shapes of as many elements, in shortest groups of equal products."""
+    """Divide the dimensions of two shapes of as many elements into shortest groups of equal products."""
     groups, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         start_i, start_j = i, j
@@ -76,7 +74,7 @@ def matching_groups(old: list[int], new: list[int]) -> list[tuple[list[int], lis
     return groups
 
 
-@shape_rule('view', '_unsafe_view', '_reshape_alias')
+@rule('view', '_unsafe_view', '_reshape_alias')
 def view(call: Call) -> list[list[Axis]]:
     x, out = call.inputs[0], call.outputs[0]
     axes = call.axes(x)
@@ -93,32 +91,32 @@ def view(call: Call) -> list[list[Axis]]:
     return [result]
 
 
-@shape_rule('permute')
+@rule('permute')
 def permute(call: Call) -> list[list[Axis]]:
     axes = call.axes(call['self'])
     return [[axes[dim] for dim in call['dims']]]
 
 
-@shape_rule('transpose')
+@rule('transpose')
 def transpose(call: Call) -> list[list[Axis]]:
     axes, first, second = call.axes(call['self']), call.dim('dim0'), call.dim('dim1')
     axes[first], axes[second] = axes[second], axes[first]
     return [axes]
 
 
-@shape_rule('t')
+@rule('t')
 def matrix_transpose(call: Call) -> list[list[Axis]]:
     return [call.axes(call['self'])[::-1]]
 
 
-@shape_rule('unsqueeze')
+@rule('unsqueeze')
 def unsqueeze(call: Call) -> list[list[Axis]]:
     axes = call.axes(call['self'])
     axes.insert(call['dim'] % (len(axes) + 1), None)
     return [axes]
 
 
-@shape_rule('squeeze')
+@rule('squeeze')
 def squeeze(call: Call) -> list[list[Axis]]:
     x, dims = call['self'], call.get('dim')
     dims = [dims] if isinstance(dims, int) else range(x.dim()) if dims is None else dims
@@ -126,7 +124,7 @@ def squeeze(call: Call) -> list[list[Axis]]:
     return [[axis for dim, axis in enumerate(call.axes(x)) if dim not in gone]]
 
 
-@shape_rule('expand')
+@rule('expand')
 def expand(call: Call) -> list[list[Axis]]:
     x, out = call['self'], call.outputs[0]
     new = out.dim() - x.dim()
@@ -134,7 +132,7 @@ def expand(call: Call) -> list[list[Axis]]:
     return [[None] * new + axes]
 
 
-@shape_rule('repeat')
+@rule('repeat')
 def repeat(call: Call) -> list[list[Axis]]:
     x, repeats = call['self'], call['repeats']
     new = len(repeats) - x.dim()
@@ -142,7 +140,7 @@ def repeat(call: Call) -> list[list[Axis]]:
     return [[None] * new + [merge_dims([(count, None), (size, axis)]) for size, axis, count in dims]]
 
 
-@shape_rule('cat')
+@rule('cat')
 def concatenate(call: Call) -> list[list[Axis]]:
     tensors = [tensor for tensor in call['tensors'] if tensor.dim() == call.outputs[0].dim()]
     dim = call['dim'] % tensors[0].dim()
@@ -152,14 +150,14 @@ def concatenate(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@shape_rule('stack')
+@rule('stack')
 def stack(call: Call) -> list[list[Axis]]:
     axes = _unify_other_dims(call, call['tensors'], None)
     axes.insert(call['dim'] % call.outputs[0].dim(), None)
     return [axes]
 
 
-def _unify_other_dims(call: Call, tensors, dim: int | None) -> list[Axis]:
+def _unify_other_dims(call: Call, tensors: Sequence[torch.Tensor], dim: int | None) -> list[Axis]:
     axes = call.axes(tensors[0])
     for tensor in tensors[1:]:
         for other, axis in enumerate(call.axes(tensor)):
@@ -168,7 +166,7 @@ def _unify_other_dims(call: Call, tensors, dim: int | None) -> list[Axis]:
     return axes
 
 
-@shape_rule('slice')
+@rule('slice')
 def take_slice(call: Call) -> list[list[Axis]]:
     axes, dim = call.axes(call['self']), call.dim()
     size = call['self'].shape[dim]
@@ -181,9 +179,9 @@ def take_slice(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@shape_rule('split', 'split_with_sizes')
+@rule('split', 'split_with_sizes')
 def split(call: Call) -> list[list[Axis]]:
-    """Parts of one size keep equally many channels; parts of different sizes are independent."""
+    """Let parts of one size keep equally many channels; parts of different sizes are independent."""
     axes, dim = call.axes(call['self']), call.dim()
     sizes = [out.shape[dim] for out in call.outputs]
     if len(set(sizes)) == 1:
@@ -194,7 +192,7 @@ def split(call: Call) -> list[list[Axis]]:
     return [[*axes[:dim], part, *axes[dim + 1 :]] for part in parts]
 
 
-@shape_rule('unbind', 'select')
+@rule('unbind', 'select')
 def drop_dim(call: Call) -> list[list[Axis]]:
     axes, dim = call.axes(call['self']), call.dim()
     freeze(axes[dim], 'its elements are taken one by one')
@@ -202,9 +200,9 @@ def drop_dim(call: Call) -> list[list[Axis]]:
     return [list(axes) for _ in call.outputs]
 
 
-@shape_rule('constant_pad_nd')
+@rule('constant_pad_nd')
 def pad(call: Call) -> list[list[Axis]]:
-    """Padding channels are fixed pieces, kept at every width."""
+    """Make padding channels fixed pieces, kept at every width."""
     axes, amounts = call.axes(call['self']), call['pad']
     for last, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), 1):
         if min(before, after) < 0:
@@ -218,7 +216,7 @@ def pad(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@shape_rule('index')
+@rule('index')
 def index(call: Call) -> list[list[Axis]]:
     x, indices = call['self'], call['indices']
     axes, reason = call.axes(x), 'it is indexed by a tensor'
@@ -237,9 +235,9 @@ def index(call: Call) -> list[list[Axis]]:
     return [[*axes[:first], *[None] * new, *axes[last + 1 :]]]
 
 
-@shape_rule('as_strided_')
+@rule('as_strided_')
 def restride(call: Call) -> list[list[Axis]]:
-    """Pooling sets the strides of its channels-last output so; any change of shape is not followed."""
+    """Follow strides alone, which pooling sets so for its channels-last output; a change of shape is not followed."""
     x = call.inputs[0]
     axes = call.axes(x)
     if [size for size, axis in zip(x.shape, axes, strict=True) if axis is not None] == [
@@ -251,7 +249,7 @@ def restride(call: Call) -> list[list[Axis]]:
     return [[None] * x.dim()]
 
 
-@shape_rule('roll', 'flip')
+@rule('roll', 'flip')
 def reorder(call: Call) -> list[list[Axis]]:
     axes = call.axes(call['self'])
     for dim in call['dims'] or range(len(axes)):

@@ -1,12 +1,15 @@
 """Tries which images a model can take, by shapes alone."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 
 from regaug.slimmable.structure import meta_copy
 from regaug.slimmable.trace import untouched_generators
 
 
-def shape_error(model, shape):
+def shape_error(model: nn.Module, shape: Sequence[int]) -> str | None:
     """Run the shapes of a model; neither the model nor a random generator is touched.
 
     Args:

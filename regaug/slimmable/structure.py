@@ -11,23 +11,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 HOOK_TABLES = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
-# Every place that holds one tensor: the `_parameters` or `_buffers` table of a module and the key in it.
+# Everything that holds one tensor: the `_parameters` or `_buffers` table of a module and the key in it.
 Slots = list[tuple[dict[str, torch.Tensor | None], str]]
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name; a tensor that several modules share appears under its first name."""
+    """Return parameters and buffers by name; a tensor that several modules share appears under its first name."""
     return dict(itertools.chain(module.named_parameters(), module.named_buffers()))
 
 
 def structure_copy(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
-    """New module objects around converted tensors.
+    """Make new module objects around converted tensors.
 
     Tensors that modules share stay shared. Forward and backward hooks are not taken along: they belong to whoever put
     them on the model, and a copied bound method would copy its owner.
 
     Args:
-        convert: maps the name and the tensor to the one that the copy holds in its place.
+        convert: maps the name and the tensor to the one that the copy holds instead.
     """
     memo = {id(tensor): convert(name, tensor) for name, tensor in named_tensors(module).items()}
     for part in module.modules():
@@ -36,13 +36,13 @@ def structure_copy(module: nn.Module, convert: Callable[[str, torch.Tensor], tor
 
 
 def to_meta(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without data: same shape and dtype, contiguous, on the meta device."""
+    """Return the tensor without data: same shape and dtype, contiguous, on the meta device."""
     meta = torch.empty(tensor.shape, dtype=tensor.dtype, device='meta')
     return nn.Parameter(meta, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
-    """A copy without data, which runs shapes only; timm's fast norm, which needs a real device, is off in it."""
+    """Copy a module without data, to run shapes only; timm's fast norm, which needs a real device, is off in it."""
     copied = structure_copy(module, to_meta)
     for part in copied.modules():
         if getattr(part, '_fast_norm', False):
@@ -51,7 +51,7 @@ def meta_copy(module: nn.Module) -> nn.Module:
 
 
 def tensor_slots(module: nn.Module) -> dict[str, Slots]:
-    """Where the tensors of a module are held, by tensor name."""
+    """Find where the tensors of a module are held, by tensor name."""
     slots: dict[int, Slots] = {}
     for part in module.modules():
         for table in (part._parameters, part._buffers):
@@ -62,6 +62,7 @@ def tensor_slots(module: nn.Module) -> dict[str, Slots]:
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """Return all batch-norms of a module, synchronised ones included."""
     return [part for part in module.modules() if isinstance(part, _BatchNorm)]
 
 

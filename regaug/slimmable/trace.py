@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import types
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,22 +16,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from regaug.slimmable import rules, rules_shape
-from regaug.slimmable.call import Call
-from regaug.slimmable.labels import Axis, axis_size, freeze, new_axis
-from regaug.slimmable.layout import Layout
-from regaug.slimmable.structure import named_tensors
+import regaug.slimmable.rules_shape  # noqa: F401  fills RULES, as rules does
+from regaug.slimmable import rules
+from regaug.slimmable.call import RULES, Call, LabelledShape, Labels, shape_with_axes
+from regaug.slimmable.labels import Axis, freeze
 
-RULES = rules.RULES | rules_shape.RULES
 UNRECORDED = {'aten::detach', 'aten::alias', 'aten::lift_fresh'}  # how often these appear depends on autograd's state
 LIBRARY_FOLDERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 Site = tuple[str, int]
-LabelledShape = list[tuple[int, Axis]]
-
-
-def shape_with_axes(tensor: torch.Tensor, axes: list[Axis]) -> LabelledShape:
-    return list(zip(tensor.shape, axes, strict=True))
 
 
 @dataclasses.dataclass
@@ -56,7 +50,7 @@ class Record:
 
 
 def caller(frame: types.FrameType | None) -> tuple[Site | None, nn.Module | None]:
-    """The innermost code outside PyTorch and the innermost module whose method runs, seen from a frame."""
+    """Find the innermost code outside PyTorch and the innermost module whose method runs, seen from a frame."""
     site = module = None
     while frame is not None and (site is None or module is None):
         code = frame.f_code
@@ -70,7 +64,7 @@ def caller(frame: types.FrameType | None) -> tuple[Site | None, nn.Module | None
 
 
 @contextlib.contextmanager
-def untouched_generators():
+def untouched_generators() -> Iterator[None]:
     """Leave Python's, NumPy's and PyTorch's CPU generator as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -86,68 +80,43 @@ class Trace(TorchDispatchMode):
 
     Attributes:
         records: the calls in order.
-        layout: the labels of parameters and buffers, and the attributes that state a labelled size.
-        costs: multiply-adds of every convolution and matrix product, as factors (size, axis).
+        labels: the labels of all tensors.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, labels: Labels):
         super().__init__()
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.labels = labels
         self.records: list[Record] = []
-        self.layout = Layout()
-        self.costs: list[LabelledShape] = []
-        self._labels: dict[int, tuple[torch.Tensor, list[Axis], bool]] = {}
-
-    def label(self, tensor: torch.Tensor, axes: list[Axis], is_weight: bool):
-        assert [size for size, axis in zip(tensor.shape, axes, strict=True) if axis is not None] == [
-            axis_size(axis) for axis in axes if axis is not None
-        ], (tensor.shape, axes)
-        self._labels[id(tensor)] = tensor, list(axes), is_weight
-
-    def label_tensors_of(self, model: nn.Module):
-        """Give every dimension of every parameter and buffer a class of its own."""
-        self.layout.parameters = [name for name, _ in model.named_parameters()]
-        for name, tensor in named_tensors(model).items():
-            self.layout.shapes[name] = tensor.shape
-            self.layout.axes[name] = [new_axis(size) for size in tensor.shape]
-            self.label(tensor, self.layout.axes[name], isinstance(tensor, nn.Parameter))
-
-    def axes(self, tensor: torch.Tensor) -> list[Axis]:
-        return self._labels[id(tensor)][1] if id(tensor) in self._labels else [None] * tensor.dim()
-
-    def is_weight(self, tensor: torch.Tensor) -> bool:
-        return id(tensor) in self._labels and self._labels[id(tensor)][2]
-
-    def forget_tensors(self):
-        self._labels.clear()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, labels = kwargs or {}, self.labels
         result = func(*args, **kwargs)
         if func._schema.name in UNRECORDED:
-            self.label(result, self.axes(args[0]), self.is_weight(args[0]))
+            labels.set(result, labels.axes(args[0]), labels.is_weight(args[0]))
             return result
         site, module = caller(sys._getframe(1))
-        call = Call(self, func, args, kwargs, result, module)
-        inputs = [shape_with_axes(tensor, call.axes(tensor)) for tensor in call.inputs]
-        is_weight = bool(call.inputs) and all(map(self.is_weight, call.inputs))
+        call = Call(labels, func, args, kwargs, result, module)
+        inputs = [shape_with_axes(tensor, labels.axes(tensor)) for tensor in call.inputs]
+        is_weight = bool(call.inputs) and all(map(labels.is_weight, call.inputs))
         if call.outputs:
-            for tensor, axes in zip(call.outputs, self._propagate(func, call), strict=True):
-                self.label(tensor, axes, is_weight)
-        outputs = [shape_with_axes(tensor, call.axes(tensor)) for tensor in call.outputs]
-        self.records.append(Record(str(func), site, self.names.get(id(module)), inputs, outputs))
+            for tensor, axes in zip(call.outputs, propagate(func, call), strict=True):
+                labels.set(tensor, axes, is_weight)
+        outputs = [shape_with_axes(tensor, labels.axes(tensor)) for tensor in call.outputs]
+        self.records.append(Record(str(func), site, labels.module_names.get(id(module)), inputs, outputs))
         return result
 
-    def _propagate(self, func, call: Call) -> list[list[Axis]]:
-        rule = RULES.get(call.name)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = rules.pointwise
-        if rule is not None:
-            return rule(call)
-        for tensor in call.inputs:
-            for axis in call.axes(tensor):
-                freeze(axis, f'the operator {call.name} has no rule')
-        return [[None] * tensor.dim() for tensor in call.outputs]
+
+def propagate(func: torch._ops.OpOverload, call: Call) -> list[list[Axis]]:
+    """Return the axes of every output of a call, by the operator's rule if it has one."""
+    rule = RULES.get(call.name)
+    if rule is None and torch.Tag.pointwise in func.tags:
+        rule = rules.pointwise
+    if rule is not None:
+        return rule(call)
+    for tensor in call.inputs:
+        for axis in call.axes(tensor):
+            freeze(axis, f'the operator {call.name} has no rule')
+    return [[None] * tensor.dim() for tensor in call.outputs]
 
 
 class FixedHeadSize(TorchFunctionMode):
@@ -157,26 +126,56 @@ class FixedHeadSize(TorchFunctionMode):
     same channels inside the full network. Whole heads can be dropped.
     """
 
-    def __init__(self, trace: Trace):
+    def __init__(self, labels: Labels):
         super().__init__()
-        self.trace = trace
+        self.labels = labels
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             for tensor in (*args, *(kwargs or {}).values())[:2]:  # query and key; values may be of another size
-                freeze(self.trace.axes(tensor)[-1], 'it is the head size of an attention')
+                freeze(self.labels.axes(tensor)[-1], 'it is the head size of an attention')
         return func(*args, **(kwargs or {}))
 
 
-def run_trace(model: nn.Module, x: torch.Tensor) -> Trace:
-    """Trace a meta copy of a model, in its present mode, on a meta input [B, C, H, W]."""
-    trace = Trace(model)
-    trace.label_tensors_of(model)
-    with torch.no_grad(), FixedHeadSize(trace), trace:
+def keep_outputs(model: nn.Module, name: str, labels: Labels) -> set[str]:
+    """Keep all channels of what a module and the modules inside it give, whenever they run.
+
+    Returns:
+        The names of those that have run; it fills as they do.
+    """
+    ran = set()
+
+    def keep(module: nn.Module, args: tuple, output: object):
+        ran.add(labels.module_names[id(module)])
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                for axis in labels.axes(tensor):
+                    freeze(axis, f'outputs of {name} stay at full width')
+
+    for module in model.get_submodule(name).modules():
+        module.register_forward_hook(keep)
+    return ran
+
+
+def run_trace(model: nn.Module, x: torch.Tensor, full: Sequence[str] = ()) -> Trace:
+    """Trace a meta copy of a model, in its present mode, on a meta input [B, C, H, W].
+
+    Args:
+        full: names of modules whose outputs keep all channels, and those of the modules inside them.
+
+    Raises:
+        ValueError: none of the modules under a name of `full` runs.
+    """
+    labels = Labels(model)
+    ran = {name: keep_outputs(model, name, labels) for name in full}
+    with torch.no_grad(), FixedHeadSize(labels), Trace(labels) as trace:
         output = model(x)
+    for name, modules in ran.items():
+        if not modules:
+            raise ValueError(f'full={name!r}: the model does not run it')
     for tensor in tree_leaves(output):
         if isinstance(tensor, torch.Tensor):
-            for axis in trace.axes(tensor):
+            for axis in labels.axes(tensor):
                 freeze(axis, "it is the model's output")
-    trace.forget_tensors()
+    labels.forget_tensors()
     return trace

@@ -1,6 +1,5 @@
 """Run a model at a smaller width, with gradients landing in the model's own parameters."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable
 
@@ -33,7 +32,7 @@ class Twin:
     module, so a model or task that holds it has no more parameters or state-dict keys than before. Hooks of the model
     do not run in the twin.
 
-    The width stays set after the forward pass, until the next `set`, `at` or `clear`: a backward pass that recomputes
+    The width stays set after the forward pass, until the next `set` or `clear`: a backward pass that recomputes
     activations (gradient checkpointing) runs the modules again at the width that is set then. Any other backward pass
     may come at any time. `clear` after the backward pass drops the slices and what they hold of the graph. Set the
     width anew after a change of the parameters, such as an optimiser's step: a slice may be a copy.
@@ -56,7 +55,6 @@ class Twin:
         self.plan = plan
         self.width_divisor = width_divisor
         self.width = 1.0
-        self._model = model
         self.module = structure_copy(
             model, lambda name, tensor: tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
         )
@@ -75,7 +73,7 @@ class Twin:
 
     @torch.enable_grad()
     def set(self, width: float):
-        """Run at `width`, a fraction of the channels in (0, 1], until the next `set`, `at` or `clear`."""
+        """Run at `width`, a fraction of the channels in (0, 1], until the next `set` or `clear`."""
         attributes, cuts = self._recipe(width)
         for (module, attribute), value in attributes.items():
             self._attributes[module, attribute][attribute] = value
@@ -89,28 +87,10 @@ class Twin:
         """Drop the slices; the twin then runs at full width."""
         self.set(1.0)
 
-    @contextlib.contextmanager
-    def at(self, width: float):
-        """`set(width)` for the block; the width outlasts the block, for the backward pass, unless the block fails."""
-        self.set(width)
-        try:
-            yield self
-        except BaseException:
-            self.clear()
-            raise
-
     def train(self, mode: bool = True) -> 'Twin':
         """Set the mode of the copy; batch-norm uses the statistics of the batch in either."""
         self.module.train(mode)
         return self
-
-    def eval(self) -> 'Twin':
-        return self.train(False)
-
-    def extract(self, width: float) -> nn.Module:
-        """The sub-network as a network of its own, in eval mode: its own smaller parameters and a fresh start of
-        batch-norm statistics, which `calibrate` has to estimate. Usable wherever a module is."""
-        return extract(self._model, self.plan, width, self.width_divisor)
 
     def _new_recipe(self, width: float):
         counts = self.plan.counts(width, self.width_divisor)
@@ -120,7 +100,7 @@ class Twin:
 
 
 def _cut(tensor: torch.Tensor, ranges: Ranges) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that takes these ranges of a tensor of this geometry."""
+    """Make a function that takes these ranges of a tensor of this geometry."""
     if not ranges:
         return lambda tensor: tensor
     leading = {dim: parts[0][1] for dim, parts in ranges.items() if len(parts) == 1}
@@ -143,7 +123,7 @@ def _cut(tensor: torch.Tensor, ranges: Ranges) -> Callable[[torch.Tensor], torch
 
 
 def extract(model: nn.Module, plan: SlimmablePlan, width: float, width_divisor: int = 8) -> nn.Module:
-    """A network of its own with the channels that `model` keeps at `width`, in eval mode.
+    """Make a network of its own with the channels that `model` keeps at `width`, in eval mode.
 
     Batch-norm starts from fresh running statistics: those of the full network do not fit a sub-network. Estimate them
     with `calibrate`. Everything else that the model learnt is copied.

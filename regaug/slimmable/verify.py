@@ -1,4 +1,4 @@
-"""Check the labels by running a narrowed model on meta tensors, and mend them where the model disagrees.
+"""Check the labels by running a narrowed model on meta tensors, and repair them where the model disagrees.
 
 Every class gets a random count of its own: with one common width, two classes of equal size keep equally many channels,
 and a wrong plan passes at one width and fails at another.
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from regaug.slimmable.labels import Counts, freeze, unify
+from regaug.slimmable.labels import Axis, Counts, freeze, unify
 from regaug.slimmable.layout import Patch
 from regaug.slimmable.trace import LIBRARY_FOLDERS, UNRECORDED, Record, Site, Trace
 
@@ -80,19 +80,20 @@ class ReshapeErrors(TorchFunctionMode):
 
 
 def raised_at(error: BaseException) -> Site | None:
-    """The innermost line outside PyTorch through which an error passed."""
+    """Find the innermost line outside PyTorch through which an error passed."""
     sites = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     return next((site for site in reversed(sites) if not site[0].startswith(LIBRARY_FOLDERS)), None)
 
 
 def random_counts(seed: int) -> Counts:
+    """Draw the kept units of every class apart, from about a third of them to all but one."""
     generator = random.Random(seed)
     return Counts(lambda channels: generator.randint(max(1, channels.units // 3), max(1, channels.units - 1)))
 
 
 def replay(trace: Trace, pristine: nn.Module, x: torch.Tensor, counts: Counts) -> Failure | None:
     """Run the model narrowed to these counts. Returns how it departed from the trace, if it did."""
-    model = trace.layout.narrowed_copy(pristine, counts)
+    model = trace.labels.layout.narrowed_copy(pristine, counts)
     recorder = Replay(trace.records, counts)
     try:
         with torch.no_grad(), ReshapeErrors(), recorder:
@@ -112,15 +113,15 @@ def replay(trace: Trace, pristine: nn.Module, x: torch.Tensor, counts: Counts) -
 
 
 def verify(trace: Trace, pristine: nn.Module, x: torch.Tensor) -> list[str]:
-    """Mend the labels of a trace until the narrowed model agrees with them at random counts.
+    """Repair the labels of a trace until the narrowed model agrees with them at random counts.
 
     Args:
         pristine: a meta copy of the model that has never run (some modules cache what depends on the width).
 
     Returns:
-        What was mended, one line each.
+        What was repaired, one line each.
     """
-    mender = Mender(trace, pristine)
+    repairer = Repairer(trace, pristine)
     passed = 0
     for _ in range(MAX_ATTEMPTS):
         counts = random_counts(SEEDS[passed])
@@ -128,50 +129,59 @@ def verify(trace: Trace, pristine: nn.Module, x: torch.Tensor) -> list[str]:
         if failure is None:
             passed += 1
             if passed == len(SEEDS):
-                return mender.log
+                return repairer.log
         else:
             passed = 0
-            mender.mend(failure, counts)
+            repairer.repair(failure, counts)
     raise RuntimeError(f'no consistent plan after {MAX_ATTEMPTS} attempts')
 
 
-class Mender:
-    """Removes one disagreement at a time: repair an attribute, else tie two classes, else freeze."""
+class Repairer:
+    """Removes one disagreement at a time: let an attribute follow the width, else tie two classes, else freeze.
+
+    In this order because each step slims less than the one before: a size that the model holds as an attribute can
+    simply be set for every width; a size that it takes from elsewhere can follow that class; what is left is a number
+    in the model's code, and its channels have to stay.
+
+    Attributes:
+        log: what was repaired, one line each.
+    """
 
     def __init__(self, trace: Trace, pristine: nn.Module):
-        self.trace = trace
+        self.records, self.layout = trace.records, trace.labels.layout
         self.modules = dict(pristine.named_modules())
         self.log: list[str] = []
-        self._repaired: set[tuple[str, str]] = set()
+        self._patched: set[tuple[str, str]] = set()
         self._tried: set[tuple[str, Site | None]] = set()
         self._ties = 0
 
-    def mend(self, failure: Failure, counts: Counts):
-        failing = self.trace.records[failure.index]
+    def repair(self, failure: Failure, counts: Counts):
+        """Remove the cause of one failure, which replaying at these counts gave."""
+        failing = self.records[failure.index]
         records = self._records_of(failure)
         key = (records[0].operator, records[0].site)
         done = ''
         if key not in self._tried:
             self._tried.add(key)
-            attributes = [name for record in records for name in self._repair(record, counts)]
-            done = f'repaired {len(attributes)} attributes ({", ".join(sorted(set(attributes)))})' if attributes else ''
+            attributes = sorted({name for record in records for name in self._patch(record, counts)})
+            done = f'{", ".join(attributes)} follows the width' if attributes else ''
         if not done and failure.wanted and self._ties < MAX_TIES and self._tie(failure, counts):
             self._ties += 1
-            done = 'tied two classes'
+            done = 'two sizes follow one another'
         if not done:
-            done = f'froze {self._freeze(records, failing)} classes'
+            done = f'{self._freeze(records, failing)} sizes stay full'
         self.log.append(f'{records[0]}: {done} [{failure}]')
 
     def _records_of(self, failure: Failure) -> list[Record]:
-        """All calls that the failing line makes, in whichever module runs it."""
-        failing = self.trace.records[failure.index]
+        """Find all calls that the failing line makes, in whichever module runs it."""
+        failing = self.records[failure.index]
         if failure.site is not None:
-            records = [record for record in self.trace.records if record.site == failure.site]
+            records = [record for record in self.records if record.site == failure.site]
             return records or [failing]
         alike = (failing.operator, failing.site)
-        return [record for record in self.trace.records if (record.operator, record.site) == alike]
+        return [record for record in self.records if (record.operator, record.site) == alike]
 
-    def _repair(self, record: Record, counts: Counts) -> list[str]:
+    def _patch(self, record: Record, counts: Counts) -> list[str]:
         """Let attributes that state a full size at this call follow the width."""
         if record.module is None:
             return []
@@ -180,7 +190,7 @@ class Mender:
         found = []
         for attribute, value in vars(self.modules[record.module]).items():
             key = record.module, attribute
-            if key in self.trace.layout.patches:
+            if key in self.layout.patches:
                 continue
             patch = None
             if type(value) is int and value in stated:
@@ -188,12 +198,13 @@ class Mender:
             elif isinstance(value, (tuple, list)) and value and all(type(part) is int for part in value):
                 patch = self._sequence_patch(value, stated, record)
             if patch is not None:
-                self.trace.layout.patches[key] = patch
-                self._repaired.add(key)
+                self.layout.patches[key] = patch
+                self._patched.add(key)
                 found.append(attribute)
         return found
 
-    def _sequence_patch(self, value, stated: dict, record: Record) -> Patch | None:
+    def _sequence_patch(self, value: list | tuple, stated: dict[int, list[Axis]], record: Record) -> Patch | None:
+        """Patch the sizes of a split as a whole, of other sequences each size that stands in it once."""
         if 'split_with_sizes' in record.operator:
             for outputs in zip(*record.outputs, strict=True):
                 if [size for size, _ in outputs] == list(value):
@@ -206,13 +217,13 @@ class Mender:
     def _tie(self, failure: Failure, counts: Counts) -> bool:
         """Unify the class that a reshape was planned for with the one whose size it asks for."""
         index, wanted = failure.index, failure.wanted
-        for record in self.trace.records[index : index + VIEW_DISTANCE]:
+        for record in self.records[index : index + VIEW_DISTANCE]:
             if 'view' not in record.operator or len(record.outputs[0]) != len(wanted):
                 continue
             for (size, axis), asked in zip(record.outputs[0], wanted, strict=True):
                 if asked in (counts.size(axis, size), size, -1):
                     continue
-                for earlier in reversed(self.trace.records[max(index - TIE_DISTANCE, 0) : index]):
+                for earlier in reversed(self.records[max(index - TIE_DISTANCE, 0) : index]):
                     for other_size, other in (dim for labelled in earlier.outputs for dim in labelled):
                         if other_size == size and counts.size(other, size) == asked:
                             unify(axis, other, 'it is reshaped to a size that is fixed')
@@ -222,16 +233,16 @@ class Mender:
     def _freeze(self, records: list[Record], failing: Record) -> int:
         """Keep all channels at these calls; where there are none, those of the failing module, then of its parents."""
         modules = {record.module for record in records}
-        for key in [key for key in self._repaired if key[0] in modules]:
-            del self.trace.layout.patches[key]
-            self._repaired.remove(key)
+        for key in [key for key in self._patched if key[0] in modules]:
+            del self.layout.patches[key]
+            self._patched.remove(key)
         reason = f'its size is hard-coded near {records[0]}'
         axes = [axis for record in records for labelled in record.inputs + record.outputs for _, axis in labelled]
         frozen = sum(freeze(axis, reason) for axis in axes)
         module = failing.module or ''
         while not frozen:
-            inside = [name for name in self.trace.layout.axes if name.startswith(module and module + '.')]
-            frozen = sum(freeze(axis, reason) for name in inside for axis in self.trace.layout.axes[name])
+            inside = [name for name in self.layout.axes if name.startswith(module and module + '.')]
+            frozen = sum(freeze(axis, reason) for name in inside for axis in self.layout.axes[name])
             if not frozen and not module:
                 raise RuntimeError(f'the model does not run as traced: {records[0]}')
             module = module.rpartition('.')[0]

@@ -1,10 +1,11 @@
-"""Book-keeping of loss terms over an epoch: averages, last values, and what the further terms cost."""
+"""Book-keeping of losses and loss terms: averages over an epoch, last values, what there is to tell of an update."""
 
-import time
+import math
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
-from timm.utils import reduce_tensor
+from timm.utils import AverageMeter, reduce_tensor
 
 FULL = 'full'  # the first term: the full network
 
@@ -59,47 +60,45 @@ def to_floats(values, world_size=1):
     return [next(fetched) if torch.is_tensor(value) else float(value) for value in values]
 
 
-class TermClock:
-    """Measures one micro-batch, without waiting for the device until it is read.
+@dataclass
+class UpdateRecord:
+    """What there is to tell about an update at a log interval.
 
-    First comes the choice of the input, then forward and backward of each term.
+    Attributes:
+        loss: the first term's loss, averaged over the ranks.
+        terms: {(term, key): value} of the last micro-batch.
+        samples: images of the update, over all ranks.
+        update_time, data_time: seconds per update, and of these waiting for data.
+        grad_norm: L2 norm of the gradients before clipping, or None.
     """
 
-    def __init__(self, device):
-        self.device = device
-        self.marks = [self._now()]
-        self.first = 0  # the mark at which the first term starts
+    epoch: int
+    update_idx: int
+    updates_per_epoch: int
+    num_updates: int
+    loss: AverageMeter
+    terms: dict
+    lr: float
+    samples: int
+    update_time: AverageMeter
+    data_time: AverageMeter
+    grad_norm: float | None
 
-    def _now(self):
-        if self.device.type != 'cuda':
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
-    def start_terms(self, chose=True):
-        """Called when the input is chosen.
+def note_losses(losses, pending, grad_norm):
+    """Fetch what an update's micro-batches lost, waiting for the device once.
 
-        Args:
-            chose: there was anything to choose; if not, the little time until here is the first term's.
-        """
-        if chose:
-            self.mark()
-        self.first = len(self.marks) - 1
+    Args:
+        losses: `AverageMeter` that takes them.
+        pending: (loss on the device as a share of the update's, micro-batches of the update, samples) of each.
+        grad_norm: norm of the gradients on the device, or None.
 
-    def mark(self):
-        """Called after each term."""
-        self.marks.append(self._now())
-
-    def cost(self):
-        """Time of everything relative to the first term; 1.0 for a single one without a choice before it."""
-        if len(self.marks) == 2:
-            return 1.0
-        return self._between(0, -1) / max(self._between(self.first, self.first + 1), 1e-9)
-
-    def _between(self, first, last):
-        start, end = self.marks[first], self.marks[last]
-        if self.device.type != 'cuda':
-            return end - start
-        end.synchronize()
-        return start.elapsed_time(end)
+    Returns:
+        (grad_norm, finite): the norm as a float or None; whether it and all losses are finite.
+    """
+    values = [loss for loss, _, _ in pending] + ([] if grad_norm is None else [grad_norm])
+    dtype = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+    values = torch.stack([value.to(dtype) for value in values]).tolist()
+    for value, (_, group_size, batch_size) in zip(values, pending):
+        losses.update(value * group_size, batch_size)
+    return (None if grad_norm is None else values[-1]), all(map(math.isfinite, values))

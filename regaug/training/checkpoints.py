@@ -1,23 +1,20 @@
-"""Checkpoints: written whole or not at all, read with clear messages, found again by `--resume auto`."""
+"""Checkpoints: written whole or not at all, and only of weights that are finite."""
 
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
-from timm.models import clean_state_dict
-from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 
 from regaug.errors import OptionError
-from regaug.files import check_weights, read_checkpoint
+from regaug.files import first_not_finite, read_checkpoint
 
 _logger = logging.getLogger('train')
 
 
 class Saver(CheckpointSaver):
-    """timm's saver, except that a file under its final name is always complete.
+    """timm's saver, except that a file under its final name is always complete and its weights are finite.
 
     Recovery checkpoints are marked: the epoch in which they were written is not finished.
 
@@ -27,7 +24,25 @@ class Saver(CheckpointSaver):
 
     _interrupted = False
 
+    def save_checkpoint(self, epoch, metric=None):
+        """Save an epoch, unless the weights are not finite.
+
+        Returns:
+            True if it was saved.
+        """
+        if not self._check_finite(f'epoch {epoch}'):
+            return False
+        super().save_checkpoint(epoch, metric)
+        return True
+
     def save_recovery(self, epoch, batch_idx=0):
+        """Save the middle of an epoch, unless the weights are not finite.
+
+        Returns:
+            Path of the file, None if it was not saved.
+        """
+        if not self._check_finite(f'update {batch_idx} of epoch {epoch}'):
+            return None
         self._interrupted = True
         try:
             super().save_recovery(epoch, batch_idx)
@@ -36,13 +51,63 @@ class Saver(CheckpointSaver):
         return self.curr_recovery_file
 
     def state_dict(self, epoch=None, metric=None):
-        state = super().state_dict(epoch, metric)
-        return {**state, 'interrupted': True} if self._interrupted else state
+        if self._interrupted:  # no checkpoint of this epoch is about to join the history
+            return {**super().state_dict(), 'interrupted': True}
+        return super().state_dict(epoch, metric)
 
-    def restart_ranking(self):
-        """Rank anew from the next checkpoint on; the earlier files stay until better ones take their places."""
-        self.checkpoint_files = [(path, None) for path, _ in self.checkpoint_files]
-        self.best_metric = self.best_epoch = None
+    def restore(self, path):
+        """Take up the history from a checkpoint of this folder, as if no kill had come between two steps of saving.
+
+        What the last save left undone is done: a place in the ranking, `model_best`. What only a killed process leaves
+        behind is removed: temporary files, and recovery checkpoints beyond timm's two.
+
+        Args:
+            path: the checkpoint that the run goes on from.
+        """
+        state = read_checkpoint(path, '--resume', mmap=True).get('saver') or {}
+        epoch, metric = state.get('pending', (None, None))
+        super().load_state_dict({**state, 'pending': (None, None)})
+        folder = Path(self.checkpoint_dir)
+        saved = None if epoch is None else self._checkpoint_path(epoch)
+        if epoch is not None and saved not in [name for name, _ in self.checkpoint_files]:
+            self._rank(path, epoch, metric)
+        best = folder / f'model_best{self.extension}'
+        source = None if self.best_epoch is None else Path(self._checkpoint_path(self.best_epoch))
+        if source is not None and source.exists() and not (best.exists() and os.path.samefile(best, source)):
+            self._duplicate(str(source), str(best))
+        for pattern in ('tmp*', 'recovery_tmp*', '*.tmp'):
+            for leftover in folder.glob(pattern):
+                leftover.unlink()
+        recoveries = sorted(folder.glob(f'{self.recovery_prefix}-*{self.extension}'), key=os.path.getmtime)
+        for old in recoveries[:-2]:
+            old.unlink()
+        kept = [str(name) for name in recoveries[-2:]]
+        self.prev_recovery_file, self.curr_recovery_file = ['', '', *kept][-2:]
+
+    def _rank(self, path, epoch, metric):
+        """Give a checkpoint that was written its place in the ranking, if it earns one (as timm does when saving)."""
+        full = len(self.checkpoint_files) >= self.max_history
+        worst = self.checkpoint_files[-1][1] if self.checkpoint_files else None
+        if full and not (worst is None or (metric is not None and self.cmp(metric, worst))):
+            return
+        if full:
+            self._cleanup_checkpoints(1)
+        saved = self._checkpoint_path(epoch)
+        if os.path.realpath(path) != os.path.realpath(saved):
+            self._duplicate(path, saved)
+        self._track_checkpoint(saved, epoch, metric, update_best_file=False)
+
+    def _check_finite(self, what: str) -> bool:
+        """Whether all weights are finite, with a warning if not."""
+        states = {'state_dict': self.model.state_dict()}
+        if self.task is not None:
+            states |= self.task.get_checkpoint_state(ema=True)
+        for key in ('state_dict', 'state_dict_ema'):
+            name = first_not_finite(states.get(key, {}))
+            if name is not None:
+                _logger.warning(f'No checkpoint is written of {what}: {name} is not finite.')
+                return False
+        return True
 
     def _save(self, save_path, epoch, metric=None):
         try:
@@ -71,81 +136,3 @@ class Saver(CheckpointSaver):
         Path(unfinished).unlink(missing_ok=True)
         reason = str(error).splitlines()[0]
         return OptionError(f'--output {self.checkpoint_dir}: {what} ({reason}); earlier checkpoints are intact.')
-
-
-class Resumed(NamedTuple):
-    """Where a run goes on.
-
-    Attributes:
-        epoch: first epoch to run, None if the file does not say.
-        interrupted: that epoch was interrupted before, and is repeated.
-    """
-
-    epoch: int | None
-    interrupted: bool
-
-
-def next_epoch(checkpoint, refine_only=False):
-    """First epoch to run after a checkpoint; an interrupted epoch is repeated.
-
-    Args:
-        checkpoint: training checkpoint.
-        refine_only: the run has no main phase (`--epochs 0`): after one that had, it starts with its first epoch.
-    """
-    if 'epoch' not in checkpoint:
-        return Resumed(None, False)
-    if refine_only and getattr(checkpoint.get('args'), 'epochs', 1):
-        return Resumed(0, False)
-    interrupted = bool(checkpoint.get('saver', {}).get('interrupted'))
-    finished = checkpoint.get('version', 1) > 1 and not interrupted
-    return Resumed(checkpoint['epoch'] + finished, interrupted)
-
-
-def resume(task, path, *, optimizer=None, loss_scaler=None, log_info=True):
-    """Continue from a checkpoint of ours or timm's.
-
-    Args:
-        task: task whose model (and own state) is loaded.
-        optimizer: loaded too, unless None.
-        loss_scaler: loaded too, unless None.
-
-    Raises:
-        OptionError: when the file is missing, truncated, foreign or does not fit.
-    """
-    checkpoint = read_checkpoint(path, '--resume', mmap=True)
-    key = next((key for key in ('state_dict', 'model') if key in checkpoint), None)
-    weights = clean_state_dict(checkpoint[key] if key else checkpoint)
-    check_weights(weights, task.get_eval_model(), '--resume', path)
-    try:
-        resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=log_info)
-    except (ValueError, KeyError) as error:
-        raise OptionError(f'--resume {path}: {error}; --no-resume-opt starts a new optimiser.') from error
-
-
-def resume_ema(task, path):
-    """Load the moving average of a checkpoint, or its plain weights if it has none."""
-    load_task_ema_checkpoint(task, path)
-
-
-def find_newest(folder, *, finished_only):
-    """The newest good checkpoint of an experiment's folder (`--resume auto`).
-
-    Args:
-        folder: where a saver keeps its files.
-        finished_only: leave out those of interrupted epochs (`--exact-resume`).
-
-    Returns:
-        Path of the one from which the fewest epochs remain, the latest of these, or None. Unreadable ones are skipped
-        with a warning.
-    """
-    found = []
-    for path in Path(folder).glob('*.pth.tar'):
-        try:
-            checkpoint = read_checkpoint(path, '--resume auto', mmap=True)
-        except OptionError as error:
-            _logger.warning(f'Skipped: {error}')
-            continue
-        epoch, interrupted = next_epoch(checkpoint)
-        if 'state_dict' in checkpoint and epoch is not None and not (interrupted and finished_only):
-            found.append((epoch, path.stat().st_mtime, path.name == 'last.pth.tar', str(path)))
-    return max(found)[-1] if found else None

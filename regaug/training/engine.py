@@ -4,14 +4,14 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from timm.task import evaluation_sample_limit
 from timm.utils import AverageMeter, reduce_tensor
 
+from regaug.device import to_device
 from regaug.evaluators.accuracy import accumulate
-from regaug.training.averages import FULL, TermAverages, TermClock
+from regaug.training.averages import FULL, TermAverages, UpdateRecord, note_losses
 from regaug.training.interrupt import Diverged, Interrupted
 
 
@@ -34,33 +34,6 @@ def accumulation(batch_idx, num_batches, grad_accum_steps):
 
 def updates_per_epoch(loader, grad_accum_steps):
     return math.ceil(len(loader) / grad_accum_steps)
-
-
-@dataclass
-class UpdateRecord:
-    """What there is to tell about an update at a log interval.
-
-    Attributes:
-        loss: the first term's loss, averaged over the ranks.
-        terms: {(term, key): value} of the last micro-batch.
-        cost: time of choosing the input and of all terms relative to the first term's, in the last micro-batch.
-        samples: images of the update, over all ranks.
-        update_time, data_time: seconds per update, and of these waiting for data.
-        grad_norm: L2 norm of the gradients before clipping, or None.
-    """
-
-    epoch: int
-    update_idx: int
-    updates_per_epoch: int
-    num_updates: int
-    loss: AverageMeter
-    terms: dict
-    cost: float
-    lr: float
-    samples: int
-    update_time: AverageMeter
-    data_time: AverageMeter
-    grad_norm: float | None
 
 
 class Engine:
@@ -103,7 +76,7 @@ class Engine:
 
         Raises:
             Interrupted: a signal asked for a stop; the running update is finished.
-            Diverged: the loss was not finite for `--max-bad-updates` updates in a row.
+            Diverged: loss or gradient was not finite for `--max-bad-updates` updates in a row.
         """
         args, task = self.args, self.task
         steps = args.grad_accum_steps
@@ -114,7 +87,7 @@ class Engine:
         task.train()
         self.updater.optimizer.zero_grad()
         update_idx = samples = 0
-        finite = True
+        pending = []  # losses and sizes of the update's micro-batches
         waited = 0.0
         update_start = data_start = time.perf_counter()
         for batch_idx, (input, target) in enumerate(loader):
@@ -123,15 +96,13 @@ class Engine:
             waited += time.perf_counter() - data_start
             if batch_idx % steps == 0:
                 task.begin_update(num_updates)
-            clock = TermClock(self.device)
-            input, target, figures = task.choose_input(input, target)
-            clock.start_terms(chose=bool(figures))
+            task.keep_pictures = self.report.wants_pictures
+            input, target, metrics = task.choose_input(input, target)
             batch_size = len(target)
-            terms.update(FULL, figures, batch_size)
+            terms.update(FULL, metrics, batch_size)
             scale = self._gradient_scale(loader, batch_size)
-            loss = self._backward(input, target, terms, clock, group_size=group_size, completes=completes, scale=scale)
-            losses.update(loss, batch_size)
-            finite = finite and math.isfinite(loss)
+            loss = self._backward(input, target, terms, group_size=group_size, completes=completes, scale=scale)
+            pending.append((loss, group_size, batch_size))
             samples += batch_size
             if not completes:
                 data_start = time.perf_counter()
@@ -142,6 +113,7 @@ class Engine:
             grad_norm = self.updater.step(measure_norm=log_now and self.report.wants_grad_norm)
             num_updates += 1
             task.update_ema(step=num_updates)
+            grad_norm, finite = note_losses(losses, pending, grad_norm)  # the one place that waits for the device
             if args.synchronize_step and self.device.type == 'cuda':
                 torch.cuda.synchronize()
             update_time.update(time.perf_counter() - update_start)
@@ -155,17 +127,16 @@ class Engine:
                         num_updates=num_updates,
                         loss=self._average_over_ranks(losses),
                         terms=terms.last_values(),
-                        cost=clock.cost(),
                         lr=mean_lr(self.updater.optimizer),
                         samples=samples * args.world_size,
                         update_time=update_time,
                         data_time=data_time,
-                        grad_norm=grad_norm,
+                        grad_norm=grad_norm if self.report.wants_grad_norm else None,
                     )
                 )
-                self.report.on_batch(input, target, batch_idx)
-            stop, bad_loss = self.stop.agree(bad_loss=not finite)
-            self._count_bad_update(bad_loss, losses.val)
+                self.report.on_batch(input, target, batch_idx, task.pictures())
+            stop, bad = self.stop.agree(bad=not finite)
+            self._count_bad_update(bad, losses.val)
             if self.save_recovery and (update_idx + 1) % args.recovery_interval == 0 and not self.bad_updates:
                 self.save_recovery(epoch, update_idx)
             if self.scheduler is not None:
@@ -173,7 +144,7 @@ class Engine:
             update_idx += 1
             if stop and not last:
                 raise Interrupted(update_idx)
-            samples, finite, waited = 0, True, 0.0
+            samples, pending, waited = 0, [], 0.0
             update_start = data_start = time.perf_counter()
 
         if hasattr(self.updater.optimizer, 'sync_lookahead'):
@@ -191,11 +162,11 @@ class Engine:
             input = input.contiguous(memory_format=torch.channels_last)
         return input, target
 
-    def _backward(self, input, target, terms, clock, *, group_size, completes, scale):
+    def _backward(self, input, target, terms, *, group_size, completes, scale):
         """Run forward and backward of each loss term in turn, so that one graph is alive at a time.
 
         Returns:
-            The first term's loss (float): the full network's criterion on this micro-batch.
+            The first term's loss: the full network's criterion on this micro-batch, on the device.
         """
         loss_terms = self.task.loss_terms(input, target)
         main_loss = None
@@ -206,12 +177,13 @@ class Engine:
                 loss = result['loss']
                 if group_size > 1:
                     loss = loss / group_size
+                if main_loss is None:
+                    main_loss = loss.detach()
+                if 'weight' in result:
+                    loss = loss * result.pop('weight')
                 self.updater.backward(loss if scale is None else loss * scale)
-            clock.mark()
             terms.update(name, result, len(target))
-            if main_loss is None:
-                main_loss = loss.detach()
-        return main_loss.item() * group_size
+        return main_loss
 
     def _gradient_scale(self, loader, batch_size):
         """Factor on the gradient of a batch whose size varies, or None."""
@@ -235,12 +207,12 @@ class Engine:
         averaged.val, averaged.avg = reduce_tensor(values, self.args.world_size).tolist()
         return averaged
 
-    def _count_bad_update(self, bad_loss, loss):
-        self.bad_updates = self.bad_updates + 1 if bad_loss else 0
+    def _count_bad_update(self, bad, loss):
+        self.bad_updates = self.bad_updates + 1 if bad else 0
         if self.args.max_bad_updates and self.bad_updates >= self.args.max_bad_updates:
             raise Diverged(
-                f'the loss was not finite ({loss}) in {self.bad_updates} updates in a row (--max-bad-updates '
-                f'{self.args.max_bad_updates}); a lower --lr or --clip-grad may help.'
+                f'loss (now {loss:g}) or gradient was not finite in {self.bad_updates} updates in a row '
+                f'(--max-bad-updates {self.args.max_bad_updates}); a lower --lr or --clip-grad may help.'
             )
 
     @torch.inference_mode()
@@ -299,15 +271,3 @@ def mean_lr(optimizer):
 def relative_scale(ratio, mode):
     """Gradient factor for a batch of `ratio` times the usual size; `mode` is `none`, `sqrt` or `linear`."""
     return {'none': 1.0, 'sqrt': ratio**0.5, 'linear': ratio}[mode]
-
-
-def to_device(input, device, dtype):
-    """Move images, or NaFlex's dict of tensors of which only the patches are images."""
-    if isinstance(input, dict):
-        return {
-            key: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-            if torch.is_tensor(value)
-            else value
-            for key, value in input.items()
-        }
-    return input.to(device=device, dtype=dtype)

@@ -1,10 +1,17 @@
-"""Stopping on SIGTERM or SIGINT after the running update, all ranks at the same one."""
+"""Stopping on a signal after the running update, all ranks at the same one, and the command that goes on."""
 
+import contextlib
 import os
+import shlex
 import signal
+import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+# What schedulers, terminals and torchrun send. A second SIGINT ends the run at once.
+_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)]
 
 
 class Interrupted(Exception):
@@ -14,57 +21,75 @@ class Interrupted(Exception):
         update_idx: updates of the running epoch that are done.
     """
 
-    def __init__(self, update_idx):
+    def __init__(self, update_idx: int):
         super().__init__(f'stopped after {update_idx} updates of the epoch')
         self.update_idx = update_idx
 
 
 class Diverged(Exception):
-    """The loss was not finite for too many updates in a row."""
+    """Loss or gradient was not finite for too many updates in a row."""
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT, and lets the ranks agree on what one of them saw.
+    """Remembers SIGTERM, SIGHUP and SIGINT, and lets the ranks agree on what one of them saw.
 
-    A second SIGINT raises `KeyboardInterrupt` at once. Worker processes inherit the handlers: there, SIGINT is left to
-    the main process, and SIGTERM ends the worker as usual.
+    A second SIGINT raises `KeyboardInterrupt` at once. The loader's workers leave all three to the main process (see
+    `data.workers`), whoever of the process group is signalled.
 
     Attributes:
         signum: the signal received by this process, or None.
     """
 
-    def __init__(self, *, device=None, distributed=False):
+    def __init__(self, *, device: torch.device | None = None, distributed: bool = False):
         self.device = device
         self.distributed = distributed
         self.signum = None
         self._pid = os.getpid()
 
     def install(self):
-        signal.signal(signal.SIGTERM, self._receive)
-        signal.signal(signal.SIGINT, self._receive)
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) != signal.SIG_IGN:  # under nohup SIGHUP stays ignored
+                signal.signal(signum, self._receive)
 
     def _receive(self, signum, frame):
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid:  # a forked child, which inherits the handlers: only SIGTERM is for it
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
         elif self.signum == signum == signal.SIGINT:
             raise KeyboardInterrupt
-        else:
-            self.signum = signum
+        self.signum = signum
 
-    def agree(self, bad_loss=False):
+    def agree(self, bad: bool = False) -> tuple[bool, bool]:
         """Combine over all ranks what each of them saw; every rank must call this at the same point.
 
         Args:
-            bad_loss: this rank's loss was not finite.
+            bad: this rank's update was bad.
 
         Returns:
-            (stop, bad_loss), each true if it is so on any rank.
+            (stop, bad), each true if it is so on any rank.
         """
         stop = self.signum is not None
         if self.distributed:
-            flags = torch.tensor([stop, bad_loss], dtype=torch.int32, device=self.device)
+            flags = torch.tensor([stop, bad], dtype=torch.int32, device=self.device)
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-            stop, bad_loss = map(bool, flags.tolist())
-        return stop, bad_loss
+            stop, bad = map(bool, flags.tolist())
+        return stop, bad
+
+
+def command_line() -> list[str]:
+    """The command that started this run, torchrun included."""
+    if 'TORCHELASTIC_RUN_ID' not in os.environ:
+        return [sys.executable, *sys.argv]
+    with contextlib.suppress(OSError):
+        launcher = Path(f'/proc/{os.getppid()}/cmdline').read_bytes().decode().rstrip('\0').split('\0')
+        if sys.argv[0] in launcher:
+            return launcher
+    sizes = [os.environ.get(name, '1') for name in ('GROUP_WORLD_SIZE', 'LOCAL_WORLD_SIZE')]
+    return ['torchrun', '--nnodes', sizes[0], '--nproc-per-node', sizes[1], *sys.argv]
+
+
+def command_to_go_on(experiment: str, checkpoint: str | None) -> str:
+    """The same command with `--resume`; without a checkpoint it starts anew in the same folder."""
+    rest = ['--resume', str(checkpoint)] if checkpoint else ['--overwrite']
+    return shlex.join([*command_line(), '--experiment', experiment, *rest])

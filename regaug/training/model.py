@@ -8,9 +8,11 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from timm.utils import set_jit_fuser
 from torch import nn
 
+from regaug import methods
 from regaug.errors import OptionError
 from regaug.files import check_weights, read_weights
 from regaug.slimmable.shapes import shape_error
+from regaug.slimmable.structure import batch_norms
 
 _logger = logging.getLogger('train')
 
@@ -40,8 +42,9 @@ def build_model(args):
     )
     if args.drop_connect is not None and args.drop_path is None:
         factory_kwargs['drop_path_rate'] = args.drop_connect
-    if args.gradaug and args.gradaug_subnet == 'depth':
-        factory_kwargs['drop_path_rate'] = args.gradaug_depth_rate
+    wanted = methods.model_kwargs(args)
+    for kwargs in wanted.values():
+        factory_kwargs |= kwargs
     weights = dict(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint)
     if args.pretrained_path:
         weights['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
@@ -57,9 +60,9 @@ def build_model(args):
         explain_weights(args, factory_kwargs, error)
         raise
     except TypeError as error:
-        if args.gradaug and args.gradaug_subnet == 'depth' and 'drop_path_rate' in str(error):
-            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.') from error
-        raise OptionError(f'--model {args.model}: {error} (--drop-path, --model-kwargs, ...)') from error
+        by_methods = [option for option, kwargs in wanted.items() if any(name in str(error) for name in kwargs)]
+        options = ', '.join(by_methods) or '--drop-path, --model-kwargs, ...'
+        raise OptionError(f'--model {args.model}: {error} ({options})') from error
     if args.head_init_scale is not None:
         with torch.no_grad():
             model.get_classifier().weight.mul_(args.head_init_scale)
@@ -120,7 +123,7 @@ def freeze_batch_norm(model):
     Returns:
         Number of layers.
     """
-    layers = batch_norm_layers(model)
+    layers = batch_norms(model)
     for layer in layers:
         layer.requires_grad_(False)
     return len(layers)
@@ -128,12 +131,8 @@ def freeze_batch_norm(model):
 
 def keep_statistics(model):
     """Put batch-norm into evaluation mode, whatever the mode of the model."""
-    for layer in batch_norm_layers(model):
+    for layer in batch_norms(model):
         layer.eval()
-
-
-def batch_norm_layers(model):
-    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def resolve_learning_rate(args, loader):

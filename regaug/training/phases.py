@@ -4,12 +4,16 @@ Source of the refinement phase: He et al., "Data Augmentation Revisited: Rethink
 and Augmented Data" (arXiv 1909.09148), sections 3 and 4.
 """
 
-import copy
 from argparse import Namespace
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler.scheduler import Scheduler
+
+from regaug.data.loaders import mixing_active
+from regaug.methods import adapt_phase
 
 # Intensive augmentation, and the value with which timm leaves it out.
 _INTENSIVE = {
@@ -31,110 +35,122 @@ _REFINE_LR_SHARE = 1e-3  # of the peak, as 0.1 -> 1e-4 on ImageNet (section 4.1)
 
 @dataclass(frozen=True)
 class Phase:
-    """What holds in an epoch.
+    """What holds in an epoch. Loader, criterion and methods are set up anew when it changes, and only then.
 
     Attributes:
         name: `warmup` (of MaxUp), `main`, `unmixed` (after `--mixup-off-epoch`), `fade` or `refine`.
-        options: the training options as they hold now; the train loader is rebuilt when they change. Added to them
-            are `mixup_enabled`, `intensity` (of what fades and has no strength of its own: policies, Cutout, noise;
-            1 to 0) and `num_views` (versions of each image that the loader delivers).
-        gradaug: GradAug's sub-networks run.
+        options: the training options as they hold now.
+        methods: names of the methods that are on.
+        mixing: Mixup and CutMix are applied.
+        loader_mixes: the loader applies them, rather than a method.
+        intensity: of what fades and has no strength of its own (policies, Cutout, noise), 1 to 0.
+        num_views: versions of each image that the loader delivers.
+        padding: pixels that `--pad-crop` pads by in the loader.
+        normalises: the loader normalises the images; otherwise they come in [0, 1].
+        soft_targets: targets are mixed, [B, K].
         switched_off: flags of what is off now although the user set it.
     """
 
     name: str
     options: Namespace
-    gradaug: bool = True
+    methods: tuple[str, ...] = ()
+    mixing: bool = True
+    loader_mixes: bool = True
+    intensity: float = 1.0
+    num_views: int = 1
+    padding: int = 0
+    normalises: bool = True
+    soft_targets: bool = False
     switched_off: tuple[str, ...] = ()
 
     @property
-    def refining(self):
+    def refining(self) -> bool:
         return self.name == 'refine'
 
+    def on(self, method: str) -> 'Phase':
+        """The phase with a method on."""
+        return replace(self, methods=(*self.methods, method))
 
-def main_epochs(args):
+    def without(self, *flags: str) -> 'Phase':
+        """The phase that tells of further options that are off."""
+        return replace(self, switched_off=(*self.switched_off, *flags))
+
+    def with_options(self, **values) -> 'Phase':
+        """The phase with other values of some options."""
+        return replace(self, options=Namespace(**{**vars(self.options), **values}))
+
+    @property
+    def for_loader(self) -> 'Phase':
+        """The phase as far as the training loader depends on it."""
+        return replace(self, name='', methods=(), switched_off=(), soft_targets=False)
+
+
+def main_epochs(args: Namespace) -> int:
     """Epochs of the learning rate schedule, with its cycles, cooldown and warm-up prefix; refinement comes after."""
     if args.epochs == 0:
         return 0
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    _, num_epochs = create_scheduler_v2(optimizer, **{**scheduler_kwargs(args), 'step_on_epochs': True})
+    _, _, num_epochs = trial_schedule(args, lr=1.0)
     return num_epochs
 
 
-def phase_at(epoch, args):
+def trial_schedule(args: Namespace, lr: float) -> tuple[torch.optim.Optimizer, Scheduler, int]:
+    """The schedule of the main phase for one parameter and epochs alone: (optimiser, scheduler, epochs)."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    return optimizer, *create_scheduler_v2(optimizer, **{**scheduler_kwargs(args), 'step_on_epochs': True})
+
+
+def phase_at(epoch: int, args: Namespace) -> Phase:
     """The phase of an epoch (counted from 0), from the options alone."""
-    options = copy.copy(args)
-    options.mixup_enabled = True
-    options.intensity = 1.0
-    options.num_views = 1
-    gradaug = epoch >= args.gradaug_start_epoch
+    phase = Phase('main', args, padding=args.pad_crop)
     first_refining = main_epochs(args)
     if epoch >= first_refining:
-        return refinement(options, gradaug)
-    name, off = 'main', ()
-    if args.maxup > 1 and epoch < args.maxup_warmup_epochs:
-        name, options.maxup = 'warmup', 1  # the average, not the worst, over the same augmentation (MaxUp, section 3.1)
-    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        name, off = 'unmixed', stop_mixing(options)
-    faded = epoch - (first_refining - args.refine_fade) + 1 if args.refine_epochs else 0
-    if faded > 0:
-        name = 'fade'
-        fade(options, 1 - faded / (args.refine_fade + 1))
-    if options.maxup and 'views' in options.maxup_aug.split('+'):
-        options.num_views = options.maxup
-    return Phase(name, options, gradaug, off)
+        phase = refinement(phase)
+    else:
+        if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+            off = set_flags(args, ('mixup', 'cutmix', 'cutmix_minmax'))
+            phase = replace(phase, name='unmixed', mixing=False, switched_off=off)
+        faded = epoch - (first_refining - args.refine_fade) + 1 if args.refine_epochs else 0
+        if faded > 0:
+            phase = fade(phase, 1 - faded / (args.refine_fade + 1))
+    phase = replace(phase, soft_targets=mixing_active(phase.options))
+    return adapt_phase(phase, epoch, args)
 
 
-def stop_mixing(options):
-    """Switch off what `--mixup-off-epoch` ends: mixing, and MaxUp if its copies differ in that alone.
-
-    Returns:
-        The flags of what is off.
-    """
-    off = set_flags(options, ('mixup', 'cutmix', 'cutmix_minmax'))
-    options.mixup_enabled = False
-    if options.maxup > 1 and set(options.maxup_aug.split('+')) <= {'mixup', 'cutmix'}:
-        options.maxup, off = 1, (*off, '--maxup')
-    return off
-
-
-def refinement(options, gradaug):
+def refinement(phase: Phase) -> Phase:
     """The refinement phase: only crop and flip are left."""
-    off = set_flags(options, _INTENSIVE)
-    vars(options).update(_INTENSIVE)
-    if options.refine_plain and options.gradaug:
-        gradaug, off = False, (*off, '--gradaug')
-    return Phase('refine', options, gradaug, off)
+    off = set_flags(phase.options, _INTENSIVE)
+    return replace(phase.with_options(**_INTENSIVE), name='refine', switched_off=off)
 
 
-def set_flags(options, names):
+def set_flags(options: Namespace, names: Iterable[str]) -> tuple[str, ...]:
     """Flags of those options that augment as they are set."""
     return tuple(f'--{name.replace("_", "-")}' for name in names if getattr(options, name))
 
 
-def fade(options, intensity):
-    """Weaken the intensive augmentation: Mixup's alpha, the probabilities of CutMix, policies and erasing.
+def fade(phase: Phase, intensity: float) -> Phase:
+    """Weaken all that refinement switches off.
 
-    Augmentation whose strength is no option of timm's is weakened by `options.intensity`, where it is built.
+    Alphas of Mixup and Manifold Mixup, probabilities of CutMix, policies, erasing, grey and blur, strength of jitter.
+
+    Augmentation whose strength is no option of timm's is weakened by the phase's intensity, where it is built.
 
     Args:
-        options: changed in place.
         intensity: 1 for full strength, 0 for none.
     """
-    options.intensity = intensity
-    options.reprob *= intensity
-    options.mixup *= intensity
-    if options.maxup:  # its mixtures come one after the other, not in each other's place
-        return
-    both = options.mixup and (options.cutmix or options.cutmix_minmax)
+    options = phase.options
+    both = options.mixup * intensity and (options.cutmix or options.cutmix_minmax)
     cutmix_share = options.mixup_switch_prob if both else 1.0 if options.cutmix or options.cutmix_minmax else 0.0
     cutmix_prob = options.mixup_prob * cutmix_share * intensity
-    options.mixup_prob = options.mixup_prob * (1 - cutmix_share) + cutmix_prob
+    mixup_prob = options.mixup_prob * (1 - cutmix_share) + cutmix_prob
+    names = ('mixup', 'manifold_mixup', 'reprob', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob')
+    weaker = {name: value * intensity for name in names if (value := getattr(options, name))}
+    weaker['mixup_prob'] = mixup_prob
     if both:
-        options.mixup_switch_prob = cutmix_prob / options.mixup_prob if options.mixup_prob else 0.0
+        weaker['mixup_switch_prob'] = cutmix_prob / mixup_prob if mixup_prob else 0.0
+    return replace(phase.with_options(**weaker), name='fade', intensity=intensity)
 
 
-def refine_lr(args):
+def refine_lr(args: Namespace) -> float:
     """Learning rate of the refinement: `--refine-lr`, the last value of a step schedule, or 1/1000 of the peak.
 
     Args:
@@ -144,13 +160,12 @@ def refine_lr(args):
         return args.refine_lr
     if args.sched not in ('step', 'multistep') or not args.epochs:
         return _REFINE_LR_SHARE * args.lr
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.lr)
-    scheduler, num_epochs = create_scheduler_v2(optimizer, **{**scheduler_kwargs(args), 'step_on_epochs': True})
+    optimizer, scheduler, num_epochs = trial_schedule(args, args.lr)
     scheduler.step(num_epochs - 1)
     return optimizer.param_groups[0]['lr']
 
 
-def set_learning_rate(optimizer, lr):
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float):
     """Set every group's learning rate, times its layer decay scale."""
     for group in optimizer.param_groups:
         group['lr'] = lr * group.get('lr_scale', 1.0)

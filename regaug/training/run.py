@@ -5,32 +5,32 @@ import os
 from datetime import datetime
 
 from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
-from regaug.data.datasets import check_classes, create_datasets
+from regaug.data.datasets import check_classes, check_data, class_index, create_datasets
 from regaug.data.loaders import TrainLoader, create_eval_loader
+from regaug.data.workers import leave_signals_to_main
 from regaug.device import Precision, prepare_device
 from regaug.errors import OptionError
 from regaug.files import read_checkpoint, write_whole
-from regaug.methods.create import (
-    attach_subnetworks,
-    check_selector,
-    create_gradaug,
-    create_manifold_mixup,
-    create_selector,
-)
+from regaug.methods import create_methods
 from regaug.options import args_as_yaml
-from regaug.training.checkpoints import Resumed, Saver, find_newest, next_epoch, resume, resume_ema
+from regaug.training.checkpoints import Saver
+from regaug.training.criterion import create_criterion
 from regaug.training.engine import Engine, updates_per_epoch
+from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model, check_input_size, place_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
+from regaug.training.pictures import Pictures
 from regaug.training.report import Report
+from regaug.training.resume import Resumed, find_newest, next_epoch, resume, resume_ema
 from regaug.training.summary import Summary
-from regaug.training.task import create_criterion, create_task
+from regaug.training.task import create_task
 from regaug.training.updates import Updater
 from regaug.training.wandb_log import WandbLog
 
@@ -38,7 +38,7 @@ _logger = logging.getLogger('train')
 
 
 class Run:
-    """The parts of a run. The steps are called in the order in which they stand here.
+    """The parts of a run.
 
     Args:
         args: training options; the steps add to them what timm's script adds.
@@ -48,12 +48,48 @@ class Run:
         self.args = args
         self.config = args_as_yaml(args)
         self.given_classes = args.num_classes is not None
-        self.output_dir = self.saver = self.summary = self.wandb_log = None
+        self.output_dir = self.saver = self.summary = self.wandb_log = self.phase = self.lock = None
+
+    def build(self):
+        """Build everything, in the order in which timm's script does; nothing is written before `open_outputs`."""
+        self.prepare()
+        self.build_model()
+        self.build_data()
+        self.find_start()
+        self.build_loaders()
+        self.build_task()
+        self.resume()
+        self.wrap_model()
+        self.build_schedule()
+        if not (self.args.dry_run or self.finished):
+            self.open_outputs()
+        self.build_engine()
+        return self
+
+    @property
+    def best(self) -> tuple[float | None, int | None]:
+        """Metric and epoch of the best checkpoint so far."""
+        return self.saver.best_metric, self.saver.best_epoch
+
+    @property
+    def finished(self) -> bool:
+        """No epoch is left to train."""
+        return self.start_epoch >= self.num_epochs
+
+    def close(self):
+        """End the loaders' workers, and let go of the folder."""
+        self.train_data = self.eval_loader = None
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def prepare(self):
         """Process group, device, number formats, random state."""
         args = self.args
+        if not args.dry_run:
+            check_writable(self.output, args.experiment)
         self.device = prepare_device(args)
+        check_data(args)
         self.primary = args.rank == 0
         if not self.primary:
             logging.getLogger().setLevel(logging.WARNING)
@@ -65,8 +101,7 @@ class Run:
         model = build_model(args)
         self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
         check_input_size(model, args, self.data_config['input_size'])
-        self.gradaug = create_gradaug(args, model, self.data_config['input_size'])
-        self.manifold_mixup = create_manifold_mixup(args, model, self.data_config['input_size'])
+        self.methods = create_methods(args, model, self.data_config)
         if args.naflex_loader:
             self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
         self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
@@ -88,16 +123,31 @@ class Run:
         size = str(self.data_config['input_size'][-1])
         stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
         self.experiment = args.experiment or '-'.join([stamp, safe_model_name(args.model), size])
-        self.folder = os.path.join(args.output or './output/train', self.experiment)
+        self.folder = os.path.join(self.output, self.experiment)
+        overwrites = args.overwrite or args.dry_run
+        resumed = Resumed(None, False)
         if args.resume == 'auto':
             args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
             _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
-        resumed = Resumed(None, False)
+        elif not (args.resume or overwrites):
+            check_unused(self.folder, self.experiment)
         if args.resume:
             resumed = next_epoch(read_checkpoint(args.resume, '--resume', mmap=True), refine_only=not args.epochs)
         if resumed.interrupted:
             _logger.info(f'Epoch {resumed.epoch} was interrupted; it is repeated from its start.')
         self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed.epoch or 0
+        if args.resume and not overwrites and self.resumes_here:
+            check_newest(self.folder, self.start_epoch, f'--resume {args.resume}')
+
+    @property
+    def output(self) -> str:
+        return self.args.output or './output/train'
+
+    @property
+    def resumes_here(self) -> bool:
+        """The checkpoint that the run goes on from lies in the run's own folder."""
+        resume = self.args.resume
+        return bool(resume) and os.path.realpath(os.path.dirname(resume)) == os.path.realpath(self.folder)
 
     def build_loaders(self):
         args = self.args
@@ -107,21 +157,13 @@ class Run:
         self.eval_loader = None
         if self.eval_set is not None:
             self.eval_loader = create_eval_loader(args, self.eval_set, self.data_config, **delivery)
+            leave_signals_to_main(self.eval_loader)
 
     def build_task(self):
         args = self.args
         resolve_learning_rate(args, self.train_data.loader)
-        criterion = create_criterion(phase_at(0, args).options)
-        self.task = create_task(
-            args,
-            self.model,
-            criterion,
-            device=self.device,
-            precision=self.precision,
-            gradaug=self.gradaug,
-            manifold_mixup=self.manifold_mixup,
-        )
-        check_selector(args, self.task, self.data_config['input_size'])
+        criterion = create_criterion(phase_at(self.start_epoch, args))
+        self.task = create_task(args, self.model, criterion, device=self.device, precision=self.precision)
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
         )
@@ -147,16 +189,14 @@ class Run:
             )
 
     def wrap_model(self):
-        """Moving average, sub-networks, compilation and DDP, in this order."""
+        """Moving average, methods, compilation and DDP, in this order."""
         args = self.args
         if args.model_ema:
             ema_device = 'cpu' if args.model_ema_force_cpu else None
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
             if args.resume:
                 resume_ema(self.task, args.resume)
-        if self.gradaug is not None:
-            backend = (args.torchcompile or 'inductor') if args.gradaug_compile else None
-            attach_subnetworks(self.gradaug, self.task, compile_backend=backend, compile_mode=args.torchcompile_mode)
+        self.task.use(self.methods)
         if args.torchcompile:
             self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             self.task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
@@ -174,11 +214,16 @@ class Run:
                 self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
             )
         self.first_refining, self.num_epochs = main_epochs, main_epochs + args.refine_epochs
-        if self.scheduler is not None and self.start_epoch > 0:
-            if args.sched_on_updates:
-                self.scheduler.step_update(self.start_epoch * updates)
-            else:
-                self.scheduler.step(self.start_epoch)
+        self.advance_schedule(self.start_epoch)
+
+    def advance_schedule(self, epoch: int):
+        """Give the learning rate that the schedule has at the start of an epoch."""
+        if self.scheduler is None or not epoch:
+            return
+        if self.args.sched_on_updates:
+            self.scheduler.step_update(epoch * updates_per_epoch(self.train_data.loader, self.args.grad_accum_steps))
+        else:
+            self.scheduler.step(epoch)
 
     def open_outputs(self):
         """Folder, checkpoint saver, summary and W&B, on the first rank."""
@@ -189,6 +234,9 @@ class Run:
             self.output_dir = get_outdir(self.folder)
         except OSError as error:
             raise OptionError(f'--output {args.output} --experiment {args.experiment}: {error}') from error
+        self.lock = lock(self.folder, self.experiment)
+        if args.overwrite:
+            clear(self.folder, start_epoch=self.start_epoch if self.resumes_here else 0, keep=args.resume or None)
         self.saver = Saver(
             self.model,
             self.optimizer,
@@ -200,8 +248,8 @@ class Run:
             max_history=args.checkpoint_hist,
             task=self.task,
         )
-        if args.resume and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(self.output_dir):
-            self.saver.load_state_dict_from_checkpoint(args.resume)
+        if self.resumes_here:
+            self.saver.restore(args.resume)
         write_whole(os.path.join(self.output_dir, 'args.yaml'), self.config)
         self.summary = Summary(os.path.join(self.output_dir, 'summary.csv'), self.start_epoch)
         if args.log_wandb:
@@ -216,6 +264,7 @@ class Run:
             num_epochs=self.num_epochs,
             primary=self.primary,
             output_dir=self.output_dir,
+            pictures=self.create_pictures(),
             wandb_log=self.wandb_log,
         )
         self.engine = Engine(
@@ -230,12 +279,24 @@ class Run:
             save_recovery=self.saver.save_recovery if self.saver and args.recovery_interval else None,
         )
 
+    def create_pictures(self):
+        """Where the pictures of `--save-images` go, None without; a dry run keeps them too."""
+        if not (self.args.save_images and self.primary):
+            return None
+        classes = class_index(self.train_set) or {}
+        names = [str(name) for name in sorted(classes, key=classes.get)] or None
+        channels = self.data_config['input_size'][0]
+        mean, std = (adapt_to_chs(self.data_config[key], channels) for key in ('mean', 'std'))
+        return Pictures(os.path.join(self.folder, 'pictures'), mean, std, names)
+
     def start_phase(self, phase):
-        """Switch loader, criterion and learning rate to what holds in a phase."""
+        """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""
         self.train_data.use(phase)
+        if phase == self.phase:
+            return
+        self.phase = phase
         if phase.refining:
             self.scheduler = self.engine.scheduler = None
             set_learning_rate(self.optimizer, refine_lr(self.args))
-        criterion = create_criterion(phase.options).to(self.device)
-        self.task.start_phase(phase, criterion, create_selector(phase.options, self.task, self.data_config))
+        self.task.start_phase(phase, create_criterion(phase).to(self.device))
         self.report.start_phase(phase)

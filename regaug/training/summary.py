@@ -4,6 +4,7 @@ import csv
 import io
 from pathlib import Path
 
+from regaug.errors import OptionError
 from regaug.files import write_whole
 
 
@@ -17,20 +18,32 @@ class Summary:
 
     def __init__(self, path, start_epoch):
         self.path = Path(path)
-        self.rows = []
-        if self.path.exists():
-            with self.path.open(newline='') as file:
-                self.rows = [row for row in csv.DictReader(file) if before(row, start_epoch)]
+        self.rows = read_rows(self.path, start_epoch)
 
     def add(self, row):
         """Append an epoch's row (dict) and rewrite the file."""
-        self.rows.append(row)
+        self.rows.append({name: value for name, value in row.items() if '/' not in name})  # histograms go to W&B alone
         columns = dict.fromkeys(key for earlier in self.rows for key in earlier)
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=columns, lineterminator='\n')
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.path, text.getvalue())
+
+
+def read_rows(path: Path, end: int) -> list[dict[str, str]]:
+    """Rows of a summary before the epoch `end`, none if there is no file.
+
+    Raises:
+        OptionError: when the file cannot be read as a table.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline='') as file:
+            return [row for row in csv.DictReader(file) if before(row, end)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise OptionError(f'--experiment {path.parent.name}: {path} is no readable summary ({error}).') from error
 
 
 def before(row, epoch):

@@ -25,21 +25,22 @@ class Updater:
             loss = self.loss_scaler.scale(loss)
         loss.backward(create_graph=self.second_order)
 
-    def step(self, measure_norm=False):
+    def step(self, measure_norm: bool = False) -> torch.Tensor | None:
         """Apply the accumulated gradients and clear them.
 
         Args:
-            measure_norm: return the gradients' total norm.
+            measure_norm: give the norm also under a loss scaler, which looks after gradients that are not finite by
+                itself.
 
         Returns:
-            L2 norm of all gradients before clipping (float), or None when not asked for.
+            L2 norm of all gradients before clipping, on the device, or None.
         """
         norm = None
         if self.loss_scaler is not None and (measure_norm or self.clip_grad is not None):
             self.loss_scaler.unscale_(self.optimizer)
-        if measure_norm:
-            gradients = [p.grad for p in self.task.get_clip_parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients).item()
+        if measure_norm or self.loss_scaler is None:
+            gradients = [p.grad.detach() for p in self.task.get_clip_parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         if self.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
             dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)

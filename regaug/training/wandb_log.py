@@ -1,12 +1,13 @@
 """Weights & Biases: timm's epoch metrics by their names, and finer ones per log interval."""
 
-import torch
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
+import logging
+import shlex
 
 from regaug.training.averages import flat_name
+from regaug.training.pictures import MAX_IMAGES, captions_of, draw
 
-_PICTURES = 16
+_logger = logging.getLogger('train')
+_SECONDS = 12  # before the run goes on without the service; wandb takes twice as long
 
 
 class WandbLog:
@@ -26,9 +27,9 @@ class WandbLog:
         import wandb
 
         self.wandb = wandb
-        self.mean = torch.tensor(mean).view(-1, 1, 1)
-        self.std = torch.tensor(std).view(-1, 1, 1)
-        self.run = wandb.init(
+        self.mean, self.std = mean, std
+        self._broken = False
+        wanted = dict(
             project=args.wandb_project,
             name=name,
             config=vars(args),
@@ -36,6 +37,12 @@ class WandbLog:
             id=args.wandb_resume_id or None,
             resume='must' if args.wandb_resume_id else None,
         )
+        patience = dict(init_timeout=_SECONDS, finish_timeout=2 * _SECONDS, finish_timeout_raises=True)
+        try:
+            self.run = wandb.init(**wanted, settings=wandb.Settings(**patience))
+        except wandb.errors.Error as error:
+            self.run = wandb.init(**{**wanted, 'resume': None}, mode='offline')
+            self._warn('cannot be reached', error)
         self.run.define_metric('epoch')
         self.run.define_metric('update')
         for pattern in ('train_*', 'eval_*', 'lr', 'phase'):
@@ -45,7 +52,7 @@ class WandbLog:
     def on_update(self, record, phase):
         """Log a `engine.UpdateRecord`."""
         seconds = max(record.update_time.val, 1e-9)
-        figures = {
+        metrics = {
             'loss': record.loss.val,
             'lr': record.lr,
             'images_per_second': record.samples / seconds,
@@ -53,30 +60,36 @@ class WandbLog:
             'grad_norm': record.grad_norm,
             'epoch': record.epoch + (record.update_idx + 1) / record.updates_per_epoch,
             'phase': phase,
-            'cost': record.cost,
             **{flat_name(*name): value for name, value in record.terms.items()},
         }
-        self.run.log({'update': record.num_updates, **{f'step/{name}': value for name, value in figures.items()}})
+        self._log({'update': record.num_updates, **{f'step/{name}': value for name, value in metrics.items()}})
 
     def on_picture(self, input, target, phase):
         """Log the first images of an augmented batch, normalisation undone, with their labels."""
-        images = input[:_PICTURES].detach().float().cpu() * self.std + self.mean
-        grid = to_pil_image(make_grid(images.clamp(0, 1), nrow=4))
-        self.run.log({f'batch/{phase}': self.wandb.Image(grid, caption=caption(target[:_PICTURES]))})
+        captions = captions_of(target[:MAX_IMAGES])
+        picture = draw(input, captions, self.mean, self.std)
+        self._log({f'batch/{phase}': self.wandb.Image(picture, caption=' '.join(captions))})
 
     def on_epoch(self, row):
-        self.run.log(row)
+        self._log(row)
 
     def finish(self):
-        self.run.finish()
+        """Upload what is left, as long as that takes no more than half a minute."""
+        try:
+            self.run.finish()
+        except Exception as error:  # a service that is gone raises whatever it stumbles over
+            self._warn('took not all of the log', error)
 
+    def _log(self, values):
+        try:
+            self.run.log(values)
+        except Exception as error:
+            self._warn('has failed', error)
 
-def caption(target):
-    """Labels of a batch as text: class indices, or for soft targets the two largest shares."""
-    if target.ndim == 1:
-        return ' '.join(str(int(label)) for label in target)
-    shares, labels = target.float().topk(2, dim=1)
-    return ' '.join(
-        f'{first}:{share:.2f}+{second}'
-        for (first, second), (share, _) in zip(labels.tolist(), shares.tolist(), strict=True)
-    )
+    def _warn(self, what, error):
+        """Say once what is wrong, and how the log gets there later; the training goes on."""
+        if not self._broken:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            folder = self.run.settings.sync_dir
+            _logger.warning(f'Weights & Biases {what} ({reason}). Upload later: wandb sync {shlex.quote(str(folder))}')
+        self._broken = True

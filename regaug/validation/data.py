@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
-from timm.data.target_transforms import MultiLabelTarget
 from timm.task import evaluation_sample_limit
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from regaug.data.datasets import class_index, create_dataset
+from regaug.data.datasets import class_index, create_dataset, image_mode, target_kwargs
+from regaug.data.probe import check_samples
 from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision
 from regaug.errors import OptionError
@@ -92,30 +92,32 @@ class EvaluationData:
         """The training images of the run whose options a file holds."""
         return TrainingImages(args_yaml, self, model)
 
-    def open(self, split: str) -> Dataset:
-        """Open a split of the data set."""
+    def open(self, split: str, option: str = '--split') -> Dataset:
+        """Open a split of the data set.
+
+        Args:
+            split: Its name.
+            option: The option that named it, for messages.
+        """
         args = self.args
-        multilabel = {}
-        if getattr(args, 'task', None) == 'multilabel':
-            dense = args.target_format == 'multihot'
-            multilabel = dict(
-                target_format=args.target_format, target_transform=MultiLabelTarget(self.num_classes, dense=dense)
-            )
-        return create_dataset(
+        root, channels = args.data or args.data_dir, self.data_config['input_size'][0]
+        dataset = create_dataset(
             args.dataset,
-            args.data or args.data_dir,
+            root,
             split,
+            option=option,
             download=args.dataset_download,
             load_bytes=args.tf_preprocessing,
             class_map=args.class_map,
             num_samples=args.num_samples,
             input_key=args.input_key,
-            input_img_mode=args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L'),
-            target_key=args.target_key,
+            input_img_mode=image_mode(args.input_img_mode, channels),
             trust_remote_code=args.dataset_trust_remote_code,
             seed=args.seed,
-            **multilabel,
+            **target_kwargs(args, self.num_classes),
         )
+        check_samples(dataset, channels, f'--data-dir {root} {option} {split}')
+        return dataset
 
     def open_folder(self, root: Path) -> Dataset:
         """Open a folder of images with the classes of the data set, one sub-folder each."""

@@ -55,8 +55,9 @@ def test_images_have_as_many_channels_as_the_model(image_folder, channels, mode)
 
 
 def test_an_image_mode_given_by_the_user_wins(image_folder):
-    args = train_args('--dataset', '', '--data-dir', image_folder, '--train-split', 'train', '--input-img-mode', 'L')
-    assert create_datasets(args, BYTES_CONFIG)[0][0][0].mode == 'L'
+    folder = ('--dataset', '', '--data-dir', image_folder, '--train-split', 'train', '--val-split', 'val')
+    args = train_args(*folder, '--input-img-mode', 'YCbCr')
+    assert [dataset[0][0].mode for dataset in create_datasets(args, BYTES_CONFIG)] == ['YCbCr', 'YCbCr']
 
 
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])
@@ -198,7 +199,7 @@ def test_a_data_set_that_knows_no_class_names_is_not_checked(caplog):
 def test_mixing_is_active_when_an_alpha_or_a_range_is_given(line, active):
     args = train_args(*line.split())
     assert mixing_active(args) is active
-    assert (create_mixup(phase_at(0, args).options, 4) != (None, None)) is active
+    assert (create_mixup(phase_at(0, args), 4) != (None, None)) is active
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_mixing_is_active_when_an_alpha_or_a_range_is_given(line, active):
     ],
 )
 def test_mixing_is_done_where_timm_does_it(loading, kind, place):
-    made = create_mixup(phase_at(0, train_args('--mixup', 0.3, '--cutmix', 0.7, *loading)).options, 4)
+    made = create_mixup(phase_at(0, train_args('--mixup', 0.3, '--cutmix', 0.7, *loading)), 4)
     assert type(made[place]) is kind
     assert made[1 - place] is None
 
@@ -219,8 +220,7 @@ def test_mixing_is_done_where_timm_does_it(loading, kind, place):
 def test_every_option_of_mixing_reaches_timm(kind):
     line = '--mixup 0.3 --cutmix 0.7 --mixup-prob 0.6 --mixup-switch-prob 0.4 --mixup-mode pair --smoothing 0.2'
     loading = ['--no-prefetcher'] if kind is Mixup else []
-    options = phase_at(0, train_args(*line.split(), *loading)).options
-    made = next(filter(None, create_mixup(options, 4)))
+    made = next(filter(None, create_mixup(phase_at(0, train_args(*line.split(), *loading)), 4)))
     reference = kind(
         mixup_alpha=0.3, cutmix_alpha=0.7, prob=0.6, switch_prob=0.4, mode='pair', label_smoothing=0.2, num_classes=4
     )

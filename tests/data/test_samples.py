@@ -14,7 +14,8 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
-from regaug.data.samples import Samples, sample_labels, stratified_subset, training_samples
+from regaug.data.samples import Samples, training_samples
+from regaug.data.subsets import sample_labels, stratified_subset
 from regaug.errors import OptionError
 from tests.helpers.data import MemoryDataset, deliver, make_train_data, noise_images, noise_set
 
@@ -229,7 +230,7 @@ def test_a_data_set_of_unreadable_images_only_is_given_up(damaged_folder):
     for path in damaged_folder.glob('*/*.jpg'):
         path.write_bytes(b'')
     samples = Samples(create_dataset('', root=str(damaged_folder), split=''))
-    with pytest.raises(RuntimeError, match=r'50 unreadable images in a row, the last is .*\.jpg'):
+    with pytest.raises(OptionError, match=r'50 unreadable images in a row, the last is .*\.jpg'):
         samples[0]
     assert samples.num_unreadable == 50
 

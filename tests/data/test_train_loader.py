@@ -175,9 +175,8 @@ def group_of_one(tmp_path):
 
 def distributed_data(dataset, *options):
     """A `TrainLoader` as one rank of several has it."""
-    train_data, args = make_train_data(dataset, *options, '--workers', 0, '--smoothing', 0, classes=len(dataset))
-    args.distributed = True
-    train_data.use(phase_at(0, args))
+    train_data, _ = make_train_data(dataset, *options, '--workers', 0, '--smoothing', 0, classes=len(dataset))
+    train_data.use(train_data.phase.with_options(distributed=True))
     return train_data
 
 
@@ -197,9 +196,7 @@ def test_the_epoch_reaches_the_sampler_of_a_distributed_run(group_of_one, epoch)
 
 def test_the_epoch_reaches_the_sampler_of_repeated_augmentation(group_of_one):
     train_data = distributed_data(numbered_set(300), '--batch-size', 4)
-    options = phase_at(0, train_data.options).options
-    options.aug_repeats = 3
-    train_data.use(type(phase_at(0, options))('main', options))
+    train_data.use(train_data.phase.with_options(aug_repeats=3))
     orders = {}
     for epoch in (0, 4, 0):
         train_data.set_epoch(epoch)

@@ -2,19 +2,27 @@
 
 import argparse
 import csv
-from contextlib import nullcontext
+import logging
+import signal
+import warnings
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
+import pytest
 import timm
 import torch
 from torch import nn
 
-from regaug.methods.create import create_gradaug
+import train as train_script
+from regaug.methods import gradaug as gradaug_method
 from regaug.methods.gradaug import GradAug
+from regaug.methods.scoring import Selection
 from regaug.options import parse_train
 from regaug.slimmable import SlimmablePlan, Twin
 from regaug.training.engine import Engine
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model
+from regaug.training.run import Run
 from regaug.training.task import RegAugTask
 from regaug.training.updates import Updater
 from tests.helpers.slimmable_oracle import make_generic
@@ -41,6 +49,35 @@ def train_argv(folder, output, *options):
     }
     argv = [part for pair in quick.items() for part in pair]
     return [str(part) for part in (*argv, '--input-size', 3, 32, 32, *options)]
+
+
+def run_train(folder, output, *options, experiment='run', status=0, stop_after=None):
+    """Run train.py in this process, with the quick defaults of `train_argv` that `options` override.
+
+    Args:
+        status: with which exit status the run must end.
+        stop_after: epochs after which it ends, as if killed; learning rates are those of the whole run.
+
+    Returns:
+        The experiment's folder.
+    """
+    build_schedule = Run.build_schedule
+
+    def cut_short(run):
+        build_schedule(run)
+        run.num_epochs = min(run.num_epochs, stop_after)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)  # timm's folder reader closes none
+        if stop_after is not None:
+            patch.setattr(Run, 'build_schedule', cut_short)
+        try:
+            assert train_script.main(train_argv(folder, output, '--experiment', experiment, *options)) == status
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return output / experiment
 
 
 def train_args(*options, rank=0, world_size=1):
@@ -78,18 +115,64 @@ def make_gradaug(**kwargs):
     return GradAug(**{'num_subnetworks': 3, 'min_width': 0.5, 'seed': 42, **kwargs})
 
 
-def make_task(model, criterion=None, *, gradaug=None, side=32, width_divisor=8, **kwargs):
-    """A `RegAugTask`, with sub-networks of `model` where there is a `GradAug`."""
-    task = RegAugTask(model, criterion or nn.CrossEntropyLoss(), gradaug=gradaug, verbose=False, **kwargs)
-    if gradaug is not None:
-        gradaug.subnet = Twin(model, SlimmablePlan(model, (3, side, side)), width_divisor)
+def make_task(
+    model,
+    criterion=None,
+    *,
+    task_class=RegAugTask,
+    gradaug=None,
+    selector=None,
+    methods=(),
+    side=32,
+    width_divisor=8,
+    rank=0,
+    autocast=None,
+    **kwargs,
+):
+    """A task in train mode with methods in it, as a run puts them in.
+
+    Args:
+        gradaug: `GradAug`; it gets slices of `model` planned for images of `side` if nothing else is given to it.
+        selector: see `set_selector`.
+        methods: further `regaug.methods.Method`s.
+        **kwargs: of timm's task.
+    """
+    task = task_class(model, criterion or nn.CrossEntropyLoss(), verbose=False, **kwargs)
+    task.rank = rank
+    if autocast is not None:
+        task.autocast = autocast
+    if gradaug is not None and gradaug.make_subnet is None:
+        plan = SlimmablePlan(model, (3, side, side))
+        gradaug.make_subnet = partial(Twin, plan=plan, width_divisor=width_divisor)
+    task.use([*([] if gradaug is None else [gradaug]), *methods])
+    if selector is not None:
+        set_selector(task, selector)
     return task.train()
+
+
+def set_selector(task, selector):
+    """Let a function (input, target, (num_updates, rank, micro_batch)) -> (input, target, metrics) choose the input.
+
+    It takes the place of one that was there before; None takes that one out.
+    """
+    others = [method for method in task.active if not isinstance(method, Selection)]
+    selections = []
+    if selector is not None:
+        selections = [Selection('selector', lambda phase, task: selector, None, option='', scores=False)]
+        selections[0].attach(task)
+        selections[0].start_phase(None)
+    task.methods = task.active = (*others, *selections)
+
+
+def selector_of(task):
+    """What chooses the input of a task now, or None."""
+    return next((method.selector for method in task.active if isinstance(method, Selection)), None)
 
 
 class SilentReport:
     """Stands where `report.Report` stands and keeps the records."""
 
-    wants_grad_norm = False
+    wants_grad_norm = wants_pictures = False
 
     def __init__(self):
         self.records = []
@@ -97,7 +180,7 @@ class SilentReport:
     def on_update(self, record):
         self.records.append(record)
 
-    def on_batch(self, input, target, batch_idx):
+    def on_batch(self, input, target, batch_idx, more=()):
         pass
 
     def on_eval_batch(self, *args, **kwargs):
@@ -193,9 +276,25 @@ def follow_log(caplog):
     return caplog
 
 
+@contextmanager
+def messages_of(name):
+    """A list of the messages that a logger gets while the context lasts, from INFO on."""
+    messages, logger = [], logging.getLogger(name)
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def created_gradaug(*options, input_size=(3, 32, 32)):
     """Model and `GradAug` as train.py creates them for these options."""
     args = train_args('--num-classes', CLASSES, '--gradaug', 2, *options)
     torch.manual_seed(4)
     model = build_model(args)
-    return model, create_gradaug(args, model, input_size)
+    return model, gradaug_method.create(args, model, {'input_size': input_size})

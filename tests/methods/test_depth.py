@@ -45,10 +45,7 @@ def depth_task():
     """A task whose three blocks after the first are dropped with probability 1/6, 1/3 and 1/2."""
     depth = ['--gradaug-subnet', 'depth', '--gradaug-depth-rate', 0.5, '--gradaug-transforms']
     model, gradaug = created_gradaug('--model', 'resnet10t', *depth)
-    gradaug.subnet = gradaug.make_subnet(fill_zero_gains(model))
-    task = make_task(model)
-    task.gradaug, task.gradaug_on = gradaug, True
-    return task.train()
+    return make_task(fill_zero_gains(model), gradaug=gradaug)
 
 
 def make_batch():
@@ -69,7 +66,7 @@ def test_depth_subnetwork_is_timms_model_with_drop_path_on_the_same_parameters()
     task, timms = depth_task(), plain_model('--drop-path', 0.5)
     input, target = make_batch()
     outputs = []
-    for model in (task.gradaug.subnet, timms):
+    for model in (task.methods[0].subnet, timms):
         torch.manual_seed(8)
         outputs.append(model(input))
         F.cross_entropy(outputs[-1], target).backward()

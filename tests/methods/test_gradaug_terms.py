@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from regaug.methods.gradaug import transform
+from regaug.methods.subnetworks import transform
 from regaug.slimmable import SlimmablePlan, extract
 from tests.helpers.slimmable_oracle import kept_mask, zeroed_copy
 from tests.helpers.training import (

@@ -11,10 +11,11 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 from torch import nn
 
-from regaug.methods.create import attach_subnetworks, create_gradaug
+from tests.helpers.slimmable_oracle import make_generic
 from tests.helpers.training import (
     CLASSES,
     assert_close,
+    created_gradaug,
     gradients,
     gradients_at_updates,
     make_batches,
@@ -25,7 +26,6 @@ from tests.helpers.training import (
     make_task,
     read_checkpoint,
     read_summary,
-    train_args,
 )
 
 
@@ -88,15 +88,12 @@ def test_gradaug_trains_together_with_timms_options(options, train):
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
 def test_compiled_subnetworks_run_at_the_width_that_is_set():
     """Once a width is compiled, another one must not silently run the code of the first."""
-    args = train_args('--model', 'test_resnet', '--num-classes', CLASSES, '--gradaug', 2, '--gradaug-compile', 3)
-    model, outputs = make_model(dtype=torch.float32), []
+    outputs = []
     batches = make_batches(4, dtype=torch.float32)
-    for backend in (None, 'eager'):
-        gradaug = create_gradaug(args, model, (3, 32, 32))
-        task = make_task(model)
-        task.gradaug, task.gradaug_on = gradaug, True
-        attach_subnetworks(gradaug, task, compile_backend=backend)
-        task.train()
+    for compiled in (False, True):
+        model, gradaug = created_gradaug('--model', 'test_resnet', '--gradaug-compile', 3, '--torchcompile', 'eager')
+        gradaug.compile_kwargs = gradaug.compile_kwargs if compiled else None
+        task = make_task(make_generic(model), gradaug=gradaug)
         outputs.append([])
         for update, batch in enumerate(batches):
             task.begin_update(update)

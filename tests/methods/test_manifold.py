@@ -5,11 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from regaug.errors import OptionError
-from regaug.methods.create import create_manifold_mixup
-from regaug.methods.manifold import ManifoldMixup, find_stages, mix, mixed_after
+from regaug.methods.manifold import ManifoldMixup, create, find_stages, mix, mixed_after
 from regaug.options import parse_train
-from regaug.training.task import RegAugTask
-from tests.helpers.training import CLASSES, make_batches, make_model, train_args
+from tests.helpers.training import CLASSES, make_batches, make_model, make_task, train_args
 
 STAGES = ['act1', 'layer1', 'layer2', 'layer3', 'layer4']
 
@@ -52,9 +50,9 @@ def test_draws_depend_on_their_keys_alone_and_reach_every_place():
 
 def test_the_task_trains_on_the_mixture_it_draws():
     model = make_model()
-    task = RegAugTask(model, lambda output, target: -(target * output.log_softmax(-1)).sum(-1).mean(), verbose=False)
     mixup = make_mixup()
-    task.manifold_mixup, task.manifold_mixup_on = mixup, True
+    soft_loss = lambda output, target: -(target * output.log_softmax(-1)).sum(-1).mean()  # noqa: E731
+    task = make_task(model, soft_loss, methods=[mixup])
     [(input, target)] = make_batches(1)
     for num_updates in range(8):  # several places, the input among them
         task.begin_update(num_updates)
@@ -80,7 +78,7 @@ def test_a_model_without_stages_is_refused():
     model.feature_info = []
     args = train_args('--manifold-mixup', 1.0)
     with pytest.raises(OptionError, match='--manifold-mixup 1'):
-        create_manifold_mixup(args, model, (3, 32, 32))
+        create(args, model, {'input_size': (3, 32, 32)})
 
 
 @pytest.mark.parametrize('other', ['--gradaug 3', '--torchcompile', '--grad-checkpointing', '--kd-model-name resnet18'])

@@ -13,7 +13,6 @@ from torch import nn
 from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
 from regaug.methods.maxup import MaxUp
 from regaug.methods.scoring import Scorer, worst_of
-from regaug.training.task import RegAugTask
 from tests.helpers.maxup import LABELS, candidates_of, losses_of, rows_of
 from tests.helpers.training import (
     assert_equal,
@@ -23,6 +22,8 @@ from tests.helpers.training import (
     make_gradaug,
     make_model,
     make_task,
+    selector_of,
+    set_selector,
 )
 
 STAGES = {
@@ -44,9 +45,9 @@ def criterion_for(name):
 
 def selecting_task(model, stages, *, copies=4, criterion=None, seed=42, rank=0, freeze_bn=False, **kwargs):
     """A task whose input MaxUp chooses, as the engine has it when a phase has begun."""
-    task = RegAugTask(model, criterion or SoftTargetCrossEntropy(), verbose=False, rank=rank)
+    task = make_task(model, criterion or SoftTargetCrossEntropy(), rank=rank)
     task.freeze_bn = freeze_bn
-    task.selector = MaxUp(stages, num_copies=copies, scorer=Scorer(task), seed=seed, **kwargs)
+    set_selector(task, MaxUp(stages, num_copies=copies, scorer=Scorer(task), seed=seed, **kwargs))
     return task.train()
 
 
@@ -234,13 +235,13 @@ def test_updates_and_micro_batches_have_draws_of_their_own():
     """The engine numbers updates over the whole run and micro-batches within an update."""
     model = make_model(dtype=torch.float32)
     task = selecting_task(model, STAGES['cutmix'](), copies=1)
-    keys, selector = [], task.selector
+    keys, selector = [], selector_of(task)
 
     def noting(input, target, key):
         keys.append(key)
         return selector(input, target, key)
 
-    task.selector = noting
+    set_selector(task, noting)
     engine = make_engine(task, torch.optim.SGD(model.parameters(), lr=0.1), '--grad-accum-steps', 2)
     for epoch in (0, 1):
         engine.train_one_epoch(epoch, make_batches(5, dtype=torch.float32))
@@ -279,7 +280,7 @@ def test_lambda_is_the_share_of_the_own_label_in_what_was_chosen():
     task = selecting_task(model, [Mixup(alpha=1.0, prob=1.0, num_classes=16, smoothing=0.0)])
     [(input, _)] = make_batches(1, size=16, dtype=torch.float32)
     for key in range(10):  # until no chosen sample is its own partner
-        _, labels, figures = task.selector(input, torch.arange(16), (key, 0, 0))
+        _, labels, figures = selector_of(task)(input, torch.arange(16), (key, 0, 0))
         own = labels.diagonal()
         if (own < 1).all():
             break
@@ -303,12 +304,13 @@ def test_lambda_is_one_where_nothing_is_mixed(name):
 def test_subnetworks_train_on_the_chosen_copies():
     """Scored by the full network alone, which then trains on them as well."""
     model = make_model(dtype=torch.float32)
-    task = make_task(model, SoftTargetCrossEntropy(), gradaug=make_gradaug(transforms=()))
-    task.selector = MaxUp(STAGES['cutmix'](), num_copies=4, scorer=Scorer(task), seed=42)
+    gradaug = make_gradaug(transforms=())
+    task = make_task(model, SoftTargetCrossEntropy(), gradaug=gradaug)
+    set_selector(task, MaxUp(STAGES['cutmix'](), num_copies=4, scorer=Scorer(task), seed=42))
     full, sub = [], []
     model.register_forward_pre_hook(lambda module, args: full.append(args[0].clone()))
-    forward = task._forward_subnet
-    task._forward_subnet = lambda image: sub.append(image.clone()) or forward(image)
+    subnet = gradaug.subnet.module
+    subnet.register_forward_pre_hook(lambda module, args: sub.append(args[0].clone()))
     chosen, labels, _ = task.choose_input(*make_batches(1, dtype=torch.float32)[0])
     assert (len(full), len(sub)) == (4, 0)
     full.clear()

@@ -17,6 +17,7 @@ from tests.helpers.training import (
     make_engine,
     make_model,
     make_task,
+    set_selector,
     sum_of,
 )
 
@@ -39,7 +40,7 @@ def train_rank(case, rank, world_size=1):
         chosen.append(selector(input, target, key))
         return chosen[-1]
 
-    task.selector = noting
+    set_selector(task, noting)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     seen = gradients_at_updates(optimizer, model)
     options = ['--grad-accum-steps', CASES[case]]

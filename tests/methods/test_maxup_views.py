@@ -9,10 +9,9 @@ from torchvision import transforms
 
 from regaug.augment.mix import CutMix
 from regaug.data.samples import Views
-from regaug.methods.create import create_selector
-from regaug.methods.maxup import MaxUp
+from regaug.methods.maxup import MaxUp, create_maxup
+from regaug.training.criterion import create_criterion
 from regaug.training.phases import phase_at
-from regaug.training.task import create_criterion
 from tests.helpers.data import BYTES_CONFIG, MemoryDataset, as_bytes, make_train_data, noise_images, noise_set
 from tests.helpers.maxup import LABELS, candidates_of, losses_of, rows_of
 from tests.helpers.training import (
@@ -20,6 +19,7 @@ from tests.helpers.training import (
     assert_equal,
     make_model,
     make_task,
+    set_selector,
 )
 
 AS_THEY_ARE = ('--hflip', 0, '--color-jitter', 0, '--scale', 1, 1, '--ratio', 1, 1)
@@ -93,8 +93,8 @@ def test_of_the_views_of_a_sample_its_own_worst_one_is_chosen(augmentation):
     model = make_model(dtype=torch.float32)
     model.reset_classifier(16)
     phase = phase_at(0, args)
-    task = make_task(model, create_criterion(phase.options))
-    task.start_phase(phase, task.criterion, create_selector(phase.options, task, BYTES_CONFIG))
+    task = make_task(model, create_criterion(phase))
+    set_selector(task, create_maxup(phase, task, BYTES_CONFIG))
     picked = []
     for input, target in train_data.loader:
         candidates, (chosen, labels, figures) = candidates_of(task, input, target, (0, 0, 0))

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from regaug.slimmable import SlimmablePlan, Twin
+from regaug.slimmable import SlimmablePlan, Twin, extract
 from tests.helpers.slimmable_oracle import make_generic, relative_error
 
 SIZE = 64
@@ -34,8 +34,8 @@ def gradients(model):
 def subnetwork_pass(twin, model, x, width):
     """Output and gradients of a sub-network, with the model's gradients reset before."""
     model.zero_grad()
-    with twin.at(width):
-        output = twin(x)
+    twin.set(width)
+    output = twin(x)
     output.square().sum().backward()
     twin.clear()
     return output, {name: gradient.clone() for name, gradient in gradients(model).items()}
@@ -90,7 +90,8 @@ def test_full_width_is_the_model_bit_for_bit(name):
     model = build(name)
     twin, x = twin_of(model), images()
     twin.set(0.5)
-    with twin.at(1.0), torch.random.fork_rng():
+    twin.set(1.0)
+    with torch.random.fork_rng():
         output = twin(x)
     assert torch.equal(output, model(x))
 
@@ -101,8 +102,8 @@ def test_widths_accumulate_into_the_models_own_gradients():
     parts = [subnetwork_pass(twin, model, x, width)[1] for width in (1.0, 0.8, 0.5)]
     model.zero_grad()
     for width in (1.0, 0.8, 0.5):
-        with twin.at(width):
-            output = twin(x)
+        twin.set(width)
+        output = twin(x)
         output.square().sum().backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, sum(part[name] for part in parts))
@@ -119,8 +120,8 @@ def test_planning_and_subnetworks_leave_the_model_and_all_generators_untouched()
     generators = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
     twin = twin_of(model)
     for width in (0.5, 1.0, 0.9):
-        with twin.at(width):
-            twin.train()(images()).sum().backward()
+        twin.set(width)
+        twin.train()(images()).sum().backward()
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
@@ -134,8 +135,8 @@ def test_buffers_that_a_module_updates_by_itself_are_private_to_the_twin():
     twin = twin_of(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert any('running_var' in name for name in before)
-    with twin.at(0.5):
-        twin(images())
+    twin.set(0.5)
+    twin(images())
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
@@ -157,9 +158,10 @@ def test_twin_adds_nothing_to_the_module_that_holds_it():
 def test_twin_follows_the_mode_and_uses_batch_statistics_in_both():
     model = build(drop_rate=0.5)
     twin, x = twin_of(model), images()
-    twin.eval()
+    twin.train(False)
     assert not any(module.training for module in twin.module.modules())
-    with torch.no_grad(), twin.at(0.5):
+    twin.set(0.5)
+    with torch.no_grad():
         first, second, doubled = twin(x), twin(x), twin(torch.cat([x, 5 * x]))
     assert torch.equal(first, second)  # no dropout
     assert not torch.allclose(first, doubled[: len(x)])  # the statistics are those of the batch
@@ -187,10 +189,11 @@ def test_planning_needs_no_weights():
 
 def test_kept_shares_are_those_of_the_extracted_network():
     model = build('mobilenetv3_small_050')
-    twin = twin_of(model)
-    sizes = [sum(parameter.numel() for parameter in net.parameters()) for net in (twin.extract(0.5), model)]
-    assert twin.plan.kept(0.5)[0] == pytest.approx(sizes[0] / sizes[1])
-    assert twin.plan.kept(1.0) == (1.0, 1.0)
+    plan = SlimmablePlan(model, (3, SIZE, SIZE))
+    small = extract(model, plan, 0.5)
+    sizes = [sum(parameter.numel() for parameter in net.parameters()) for net in (small, model)]
+    assert plan.kept(0.5)[0] == pytest.approx(sizes[0] / sizes[1])
+    assert plan.kept(1.0) == (1.0, 1.0)
 
 
 def test_published_shares_of_resnet50():

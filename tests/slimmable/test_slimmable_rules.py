@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from regaug.slimmable import SlimmablePlan, Twin
-from regaug.slimmable.labels import Channels, Counts, cut, kept_units, new_axis, resolve, unify
+from regaug.slimmable.labels import Channels, Counts, cut, new_axis, resolve, unify
 from tests.helpers.slimmable_oracle import assert_equals_zeroed_network, make_generic
 
 
@@ -191,26 +191,6 @@ def test_what_is_not_understood_stays_at_full_width_and_says_why(net, reason):
 def test_concatenated_channels_keep_the_first_of_every_piece():
     _, twin = planned(Concatenation())
     assert twin.plan.layout.ranges('head.weight', twin.plan.counts(0.5, 1)) == {1: [(0, 8), (16, 12)]}
-
-
-@pytest.mark.parametrize(
-    'units, unit_size, width, divisor, kept',
-    [
-        (64, 1, 0.9, 8, 56),  # 7.2 steps of 8
-        (64, 1, 0.9, 1, 58),  # 57.6
-        (20, 1, 0.875, 1, 18),  # 17.5: half up
-        (12, 1, 0.5, 8, 6),  # a step of 8 exceeds half of 12
-        (16, 1, 0.1, 8, 8),  # never less than one step
-        (3, 1, 0.01, 1, 1),
-        (16, 4, 0.9, 8, 14),  # groups of four channels: two make up the divisor
-        (6, 64, 0.9, 8, 5),  # heads of 64: every single one does
-        (20, 1, 1.0, 8, 20),
-    ],
-)
-def test_kept_units_are_rounded_half_up_to_the_divisor(units, unit_size, width, divisor, kept):
-    channels = Channels(units)
-    channels.unit_size = unit_size
-    assert kept_units(channels, width, divisor) == kept
 
 
 def test_unified_axes_keep_the_same_indices_whatever_their_pieces():

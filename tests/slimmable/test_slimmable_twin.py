@@ -6,9 +6,13 @@ import torch
 import torch._dynamo.testing
 from torch import nn
 
-from regaug.slimmable import calibrate, extract
+from regaug.slimmable import SlimmablePlan, calibrate, extract
 from tests.helpers.slimmable_oracle import make_generic
-from tests.slimmable.test_slimmable import build, gradients, images, relative_error, subnetwork_pass, twin_of
+from tests.slimmable.test_slimmable import SIZE, build, gradients, images, relative_error, subnetwork_pass, twin_of
+
+
+def extracted(model, width=0.5):
+    return extract(model, SlimmablePlan(model, (3, SIZE, SIZE)), width)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
@@ -36,8 +40,8 @@ def test_gradients_of_a_channels_last_model_are_channels_last():
     model.to(memory_format=torch.channels_last)
     twin = twin_of(model)
     model.zero_grad()
-    with twin.at(0.5):
-        output = twin(x.contiguous(memory_format=torch.channels_last))
+    twin.set(0.5)
+    output = twin(x.contiguous(memory_format=torch.channels_last))
     output.square().sum().backward()
     assert relative_error(output, expected) < 1e-12
     for name, parameter in model.named_parameters():
@@ -71,16 +75,13 @@ def test_compiled_twin_computes_every_width_also_after_full_width():
     assert backend.frame_count == 3  # one graph for each width
 
 
-def test_set_and_clear_work_without_a_block_and_a_failed_block_clears():
-    model, x = build(), images()
+def test_clear_gives_the_full_width_back():
+    model = build()
     twin = twin_of(model)
     twin.set(0.5)
     assert twin.width == 0.5 and twin.module.conv1[0].weight.shape[0] < model.conv1[0].weight.shape[0]
     twin.clear()
     assert twin.width == 1.0 and twin.module.conv1[0].weight is model.conv1[0].weight
-    with pytest.raises(RuntimeError), twin.at(0.5):
-        twin(x[:, :2])
-    assert twin.width == 1.0
 
 
 def test_backward_may_follow_after_the_width_has_changed():
@@ -88,8 +89,8 @@ def test_backward_may_follow_after_the_width_has_changed():
     twin = twin_of(model)
     _, reference = subnetwork_pass(twin, model, x, 0.5)
     model.zero_grad()
-    with twin.at(0.5):
-        output = twin(x)
+    twin.set(0.5)
+    output = twin(x)
     twin.set(0.9)
     output.square().sum().backward()
     assert all(torch.equal(gradient, reference[name]) for name, gradient in gradients(model).items())
@@ -103,7 +104,8 @@ def test_slices_follow_the_parameters_after_an_update():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     twin.clear()
-    with torch.no_grad(), twin.at(0.5):
+    twin.set(0.5)
+    with torch.no_grad():
         assert relative_error(twin(x), extract(model, twin.plan, 0.5).train()(x)) < 1e-5
 
 
@@ -137,9 +139,10 @@ def test_extracted_network_is_the_subnetwork_with_fresh_statistics():
     for _ in range(3):
         model(x)
     twin = twin_of(model)
-    with torch.no_grad(), twin.at(0.5):
+    twin.set(0.5)
+    with torch.no_grad():
         expected = twin(x)
-    small = twin.extract(0.5)
+    small = extract(model, twin.plan, 0.5)
     assert all(parameter.is_leaf and isinstance(parameter, nn.Parameter) for parameter in small.parameters())
     assert not small.training
     norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -154,7 +157,7 @@ def test_extracted_network_is_the_subnetwork_with_fresh_statistics():
 
 def test_calibration_is_the_mean_over_batches_at_that_width():
     model = build(dtype=torch.float64)
-    small = twin_of(model).extract(0.5).train()
+    small = extracted(model).train()
     momenta = [module.momentum for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
     batches = [images(dtype=torch.float64, seed=seed) for seed in range(3)]
     seen = []
@@ -170,9 +173,9 @@ def test_calibration_is_the_mean_over_batches_at_that_width():
 def test_statistics_that_cannot_be_estimated_are_refused():
     model = build(norm_layer=timm.layers.EvoNorm2dB0)
     with pytest.raises(ValueError, match=r'statistics of conv1.1 \(EvoNorm2dB0\) cannot be estimated'):
-        twin_of(model).extract(0.5)
+        extracted(model)
 
 
 def test_calibration_without_images_is_refused():
     with pytest.raises(ValueError, match='no images'):
-        calibrate(twin_of(build()).extract(0.5), [])
+        calibrate(extracted(build()), [])

@@ -27,6 +27,7 @@ def workplace(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'hollow' / 'train' / 'cat').mkdir(parents=True)
+    (tmp_path / 'hollow' / 'val' / 'cat').mkdir(parents=True)
     shutil.copytree(image_folder, tmp_path / 'no_val_images')
     for path in (tmp_path / 'no_val_images' / 'val').glob('*/*'):
         path.unlink()
@@ -115,7 +116,7 @@ def test_cuda_where_there_is_none_is_refused_and_cpu_suggested(workplace, image_
 
 
 def test_a_stream_is_refused_with_the_multi_epochs_loader_whose_length_timm_cannot_tell(workplace, monkeypatch):
-    monkeypatch.setattr('regaug.options.checks.data.require_package', lambda *args: None)
+    monkeypatch.setattr('regaug.options.timm_data_checks.require_package', lambda *args: None)
     options = ('--dataset', 'wds/flowers', '--use-multi-epochs-loader')
     with pytest.raises(OptionError, match=r'--use-multi-epochs-loader: .*--dataset wds/flowers'):
         train_script.main(train_argv('flowers', 'out', *options))

@@ -10,7 +10,7 @@ import torch
 from timm.utils import CheckpointSaver
 
 from regaug.errors import OptionError
-from regaug.training.checkpoints import find_newest, next_epoch, resume
+from regaug.training.resume import find_newest, next_epoch, resume
 from tests.helpers.checkpoints import Dangerous, create_saver, hashes, no_space
 from tests.helpers.training import make_model, make_task, read_checkpoint
 

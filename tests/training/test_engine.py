@@ -191,9 +191,8 @@ def test_no_saved_tensor_of_a_term_outlives_its_backward_pass(accum):
 
             return run
 
-    model, gradaug = make_model(), make_gradaug()
-    task = Watched(model, nn.CrossEntropyLoss(), gradaug=gradaug, verbose=False)
-    gradaug.subnet = make_task(model, gradaug=make_gradaug()).gradaug.subnet
+    model = make_model()
+    task = make_task(model, task_class=Watched, gradaug=make_gradaug())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     make_engine(task, optimizer, '--grad-accum-steps', accum).train_one_epoch(0, make_batches(2))
     assert len(before) == 2 * 4  # two batches, the full network and three sub-networks

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from regaug.options import parse_train
+from regaug.training.criterion import create_criterion
 from regaug.training.phases import main_epochs, phase_at, refine_lr, set_learning_rate
-from regaug.training.task import create_criterion
 from tests.helpers.training import train_args
 
 HEAVY = ('--mixup', 0.8, '--cutmix', 1.0, '--aa', 'rand-m9', '--reprob', 0.25)
@@ -57,32 +57,33 @@ def test_refinement_switches_off_all_intensive_augmentation_and_names_what_was_o
 
 def test_the_criterion_of_refinement_is_the_plain_one_with_label_smoothing():
     args = train_args('--epochs', 1, '--warmup-epochs', 0, '--refine-epochs', 1, '--mixup', 0.5, '--smoothing', 0.2)
-    before, after = (create_criterion(phase_at(epoch, args).options) for epoch in (0, 1))
+    before, after = (create_criterion(phase_at(epoch, args)) for epoch in (0, 1))
     assert type(before).__name__ == 'SoftTargetCrossEntropy'
     assert type(after).__name__ == 'LabelSmoothingCrossEntropy' and after.smoothing == 0.2
 
 
 def test_gradaug_stays_on_in_refinement_unless_it_is_to_be_plain():
     options = ('--epochs', 1, '--warmup-epochs', 0, '--refine-epochs', 1, '--gradaug', 3)
-    assert phase_at(1, train_args(*options)).gradaug
+    assert phase_at(1, train_args(*options)).methods == ('gradaug',)
     plain = phase_at(1, train_args(*options, '--refine-plain'))
-    assert not plain.gradaug and '--gradaug' in plain.switched_off
+    assert plain.methods == () and '--gradaug' in plain.switched_off
 
 
 def test_gradaug_starts_with_its_epoch():
     args = train_args('--epochs', 3, '--warmup-epochs', 0, '--gradaug', 2, '--gradaug-start-epoch', 2)
-    assert [phase_at(epoch, args).gradaug for epoch in range(3)] == [False, False, True]
+    assert [phase_at(epoch, args).methods for epoch in range(3)] == [(), (), ('gradaug',)]
 
 
 def test_intensity_fades_linearly_to_nothing():
     args = train_args('--epochs', 5, '--warmup-epochs', 0, '--refine-epochs', 1, '--refine-fade', 3, *HEAVY)
-    faded = [phase_at(epoch, args).options for epoch in range(1, 6)]
+    phases = [phase_at(epoch, args) for epoch in range(1, 6)]
+    faded = [phase.options for phase in phases]
     assert [options.mixup for options in faded] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
     cutmix = [options.mixup_prob * options.mixup_switch_prob for options in faded[:-1]]
     mixup = [options.mixup_prob * (1 - options.mixup_switch_prob) for options in faded[:-1]]
     assert cutmix == pytest.approx([0.5, 0.375, 0.25, 0.125])
     assert mixup == pytest.approx([0.5] * 4)  # Mixup fades by its alpha, not by its probability
-    assert [options.intensity for options in faded[:-1]] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert [phase.intensity for phase in phases[:-1]] == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert [options.reprob for options in faded] == pytest.approx([0.25, 0.1875, 0.125, 0.0625, 0.0])
 
 

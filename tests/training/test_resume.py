@@ -15,7 +15,7 @@ from torch import nn
 
 from regaug.errors import OptionError
 from regaug.training import checkpoints
-from regaug.training.checkpoints import find_newest, next_epoch
+from regaug.training.resume import find_newest, next_epoch
 from tests.helpers.training import (
     CLASSES,
     assert_equal,

@@ -1,0 +1,93 @@
+"""Which samples of a map-style data set a run sees, in which order: the same on every machine, after a resume too."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from regaug.errors import OptionError
+from regaug.seeds import derived_seed
+
+_logger = logging.getLogger('train')
+
+
+def sample_labels(dataset):
+    """Class index of every sample of a map-style data set, int64 array [N]; from its index where it keeps one."""
+    reader = getattr(dataset, 'reader', dataset)
+    for name in ('targets', 'labels'):  # torchvision's STL-10 calls them labels
+        if hasattr(reader, name):
+            return np.array([int(target) for target in getattr(reader, name)])
+    if hasattr(reader, 'samples'):
+        return np.array([sample[1] for sample in reader.samples])
+    _logger.info(f'{type(dataset).__name__} keeps no list of its labels: reading all {len(dataset)} samples once.')
+    return np.array([dataset[index][1] for index in range(len(dataset))])
+
+
+def stratified_subset(labels, per_class, split):
+    """Indices of a fixed subset with the same number of samples of every class.
+
+    The same labels, number and split give the same subset on every machine and with every version of the libraries
+    (NumPy guarantees the stream of `RandomState`). With the same split, a smaller subset is part of a larger one.
+
+    Args:
+        labels: class indices [N].
+        per_class: samples of each class.
+        split: which of the many possible subsets; any integer from 0.
+
+    Returns:
+        Sorted sample indices, int64 array [per_class * classes].
+
+    Raises:
+        OptionError: when a class has fewer samples.
+    """
+    random_state = np.random.RandomState(split)
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < per_class:
+            raise OptionError(f'--labels-per-class {per_class}: class {label} has only {len(members)} samples.')
+        chosen.append(random_state.permutation(members)[:per_class])
+    return np.sort(np.concatenate(chosen))
+
+
+class RepeatedSamples(Sampler):
+    """Sample indices for epochs of any length, cut from an endless row of shuffled passes over the data.
+
+    Each pass holds every sample once, so all samples are seen equally often, whatever the length of an epoch: the next
+    one goes on where the last one stopped. The row follows from the seed alone (NumPy guarantees the stream of
+    `RandomState`); the ranks take its entries in turn.
+
+    Args:
+        num_samples: samples of the data set.
+        epoch_length: indices that each rank gets in an epoch.
+        seed: of the run.
+        rank, world_size: this process among those that train together.
+    """
+
+    def __init__(self, num_samples: int, epoch_length: int, *, seed: int, rank: int = 0, world_size: int = 1):
+        self.num_samples = num_samples
+        self.epoch_length = epoch_length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        """Go to an epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.epoch_length
+
+    def __iter__(self) -> Iterator[int]:
+        per_epoch = self.epoch_length * self.world_size
+        start = self.epoch * per_epoch
+        first, last = start // self.num_samples, (start + per_epoch - 1) // self.num_samples
+        row = np.concatenate([self._pass(number) for number in range(first, last + 1)])
+        start -= first * self.num_samples
+        return iter(row[start : start + per_epoch][self.rank :: self.world_size].tolist())
+
+    def _pass(self, number: int) -> np.ndarray:
+        seed = derived_seed('pass', self.seed, number) % 2**32
+        return np.random.RandomState(seed).permutation(self.num_samples)

@@ -1,0 +1,140 @@
+"""Going on from a checkpoint: which one, from which epoch, with clear messages."""
+
+import argparse
+import logging
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from timm.models import clean_state_dict
+from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+
+from regaug.errors import OptionError
+from regaug.files import check_finite, check_weights, read_checkpoint
+
+_logger = logging.getLogger('train')
+_NAMES = ('last.pth.tar', 'model_best.pth.tar', 'checkpoint-*.pth.tar', 'recovery-*.pth.tar')  # none of them temporary
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on.
+
+    Attributes:
+        epoch: first epoch to run, None if the file does not say.
+        interrupted: that epoch was interrupted before, and is repeated.
+    """
+
+    epoch: int | None
+    interrupted: bool
+
+
+def next_epoch(checkpoint, refine_only=False):
+    """First epoch to run after a checkpoint; an interrupted epoch is repeated.
+
+    Args:
+        checkpoint: training checkpoint.
+        refine_only: the run has no main phase (`--epochs 0`): after one that had, it starts with its first epoch.
+    """
+    if 'epoch' not in checkpoint:
+        return Resumed(None, False)
+    if refine_only and getattr(checkpoint.get('args'), 'epochs', 1):
+        return Resumed(0, False)
+    interrupted = bool(checkpoint.get('saver', {}).get('interrupted'))
+    finished = checkpoint.get('version', 1) > 1 and not interrupted
+    return Resumed(checkpoint['epoch'] + finished, interrupted)
+
+
+def resume(task, path, *, optimizer=None, loss_scaler=None, log_info=True):
+    """Continue from a checkpoint of ours or timm's.
+
+    Args:
+        task: task whose model (and own state) is loaded.
+        optimizer: loaded too, unless None.
+        loss_scaler: loaded too, unless None.
+
+    Raises:
+        OptionError: when the file is missing, truncated, foreign or does not fit.
+    """
+    checkpoint = read_checkpoint(path, '--resume', mmap=True)
+    key = next((key for key in ('state_dict', 'model') if key in checkpoint), None)
+    weights = clean_state_dict(checkpoint[key] if key else checkpoint)
+    check_weights(weights, task.get_eval_model(), '--resume', path)
+    check_finite(weights, '--resume', path)
+    try:
+        resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=log_info)
+    except (ValueError, KeyError) as error:
+        raise OptionError(f'--resume {path}: {error}; --no-resume-opt starts a new optimiser.') from error
+
+
+def resume_ema(task, path):
+    """Load the moving average of a checkpoint, or its plain weights if it has none."""
+    load_task_ema_checkpoint(task, path)
+
+
+def find_newest(folder, *, finished_only: bool) -> str | None:
+    """The newest good checkpoint of an experiment's folder (`--resume auto`).
+
+    Args:
+        folder: where a saver keeps its files.
+        finished_only: leave out those of interrupted epochs (`--exact-resume`).
+
+    Returns:
+        Path of the one from which the fewest epochs remain, the latest of these, or None. Bad ones are passed over
+        with a warning: unreadable, damaged, of foreign content, or with weights that are not finite.
+    """
+    found = []
+    for path in {path for name in _NAMES for path in Path(folder).glob(name)}:
+        try:
+            checkpoint = read_checkpoint(path, '--resume auto', mmap=True)
+            check_metadata(checkpoint, path)
+        except OptionError as error:
+            _logger.warning(f'Skipped: {error}')
+            continue
+        epoch, interrupted = next_epoch(checkpoint)
+        if not (interrupted and finished_only):
+            found.append((epoch, path.stat().st_mtime, path.name == 'last.pth.tar', str(path)))
+    for *_, path in sorted(found, reverse=True):
+        try:
+            check_content(path)
+            return path
+        except OptionError as error:
+            _logger.warning(f'Skipped: {error}')
+    return None
+
+
+def check_metadata(checkpoint: dict, path):
+    """Make sure that what a run goes on from has the keys and types of a training checkpoint.
+
+    Raises:
+        OptionError: naming the first entry that has not.
+    """
+    types = {
+        'epoch': int,
+        'version': int,
+        'state_dict': dict,
+        'optimizer': dict,
+        'saver': dict,
+        'args': argparse.Namespace,
+    }
+    for key, kind in types.items():
+        if key in checkpoint and not isinstance(checkpoint[key], kind):
+            raise OptionError(f'--resume auto {path}: its {key} is a {type(checkpoint[key]).__name__}.')
+    missing = [key for key in ('epoch', 'state_dict') if key not in checkpoint]
+    if missing:
+        raise OptionError(f'--resume auto {path}: no training checkpoint, it has no {missing[0]}.')
+
+
+def check_content(path):
+    """Read a checkpoint through: the checksums of its archive, and its weights.
+
+    Raises:
+        OptionError: when it is damaged, or weights are not finite.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise OptionError(f'--resume auto {path}: damaged ({damaged} has another checksum).')
+    checkpoint = read_checkpoint(path, '--resume auto', mmap=True)
+    for key in ('state_dict', 'state_dict_ema'):
+        check_finite(checkpoint.get(key, {}), '--resume auto', path)

@@ -1,0 +1,121 @@
+"""One folder, one run: what may start there, what is removed, who is kept out, what is good enough to go on from."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from regaug.errors import OptionError
+from regaug.training import folder as folders
+from regaug.training.resume import find_newest
+from tests.helpers.training import assert_same_training, follow_log, read_checkpoint, read_summary
+
+HOLD = """
+import sys
+from regaug.training.folder import lock
+descriptor = lock(sys.argv[1], 'run')
+print('held', flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_used_folder_is_refused_and_overwriting_leaves_nothing_of_the_old_run(train, caplog):
+    folder = train('--epochs', 3)
+    (folder / 'notes.txt').write_text('mine')
+    with pytest.raises(OptionError, match=r'^--experiment run: .*run holds a run already .*--resume auto.*--overwrite'):
+        train('--epochs', 1)
+    assert len(read_summary(folder)) == 3
+    train('--epochs', 1, '--overwrite')
+    assert [row['epoch'] for row in read_summary(folder)] == ['0']
+    names = {path.name for path in folder.iterdir()} - {'.lock'}
+    assert names == {
+        'args.yaml',
+        'summary.csv',
+        'notes.txt',
+        'last.pth.tar',
+        'model_best.pth.tar',
+        'checkpoint-0.pth.tar',
+    }
+    log = follow_log(caplog)
+    train('--epochs', 1, '--resume', 'auto')
+    assert 'Nothing is left to train: 1 of 1 epochs are done' in log.text
+
+
+def test_a_finished_run_is_resumed_without_touching_it(train, caplog, capsys):
+    folder = train('--epochs', 2)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    log = follow_log(caplog)
+    capsys.readouterr()
+    train('--epochs', 2, '--resume', 'auto')
+    assert f'Nothing is left to train: 2 of 2 epochs are done in {folder}/last.pth.tar.' in log.text
+    assert '--result' not in capsys.readouterr().out
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+
+
+def test_going_on_from_an_old_checkpoint_beside_later_ones_is_refused_or_discards_them(train):
+    folder = train('--exact-resume', '--epochs', 3)
+    reference = shutil.copytree(folder, folder.with_name('reference'))
+    old = folder / 'checkpoint-0.pth.tar'
+    with pytest.raises(OptionError, match=r'^--resume .*0\.pth\.tar: .* is of a later epoch'):
+        train('--exact-resume', '--epochs', 3, '--resume', old)
+    train('--exact-resume', '--epochs', 2, '--resume', old, '--overwrite')
+    assert sorted(path.name for path in folder.glob('checkpoint-*')) == ['checkpoint-0.pth.tar', 'checkpoint-1.pth.tar']
+    train('--exact-resume', '--epochs', 3, '--resume', 'auto')
+    assert_same_training(folder, reference)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_one_is_gone(tmp_path):
+    command = [sys.executable, '-c', HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == 'held\n'
+        with pytest.raises(OptionError, match=rf'^--experiment run: {tmp_path} is in use .*\({first.pid} on '):
+            folders.lock(tmp_path, 'run')
+        first.kill()
+        first.wait(30)
+    os.close(folders.lock(tmp_path, 'run'))
+
+
+@pytest.mark.parametrize('damage', ['flipped bit', 'not finite', 'not finite average', 'other types', 'temporary'])
+def test_resume_auto_falls_back_to_the_next_older_good_checkpoint(damage, train, caplog):
+    folder = train('--epochs', 2, '--model-ema')
+    newest = folder / 'last.pth.tar'
+    for name in ('model_best.pth.tar', 'checkpoint-1.pth.tar'):
+        (folder / name).unlink()
+    state = read_checkpoint(newest)
+    newest.unlink()
+    if damage == 'not finite':
+        state['state_dict']['fc.weight'][0, 0] = torch.nan
+    elif damage == 'not finite average':
+        state['state_dict_ema']['fc.bias'][0] = torch.inf
+    elif damage == 'other types':
+        state['epoch'] = 'one'
+    bad = folder / ('tmp.pth.tar' if damage == 'temporary' else 'last.pth.tar')
+    torch.save(state, bad)
+    if damage == 'flipped bit':
+        content = bytearray(bad.read_bytes())
+        with zipfile.ZipFile(bad) as archive:
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        content[largest.header_offset + largest.file_size // 2] ^= 4
+        bad.write_bytes(content)
+    log = follow_log(caplog)
+    assert find_newest(folder, finished_only=False) == str(folder / 'checkpoint-0.pth.tar')
+    assert ('Skipped: --resume auto' in log.text) is (damage != 'temporary')
+
+
+@pytest.mark.parametrize('kind', ['file as output', 'file as experiment', 'binary summary'])
+def test_what_cannot_be_written_is_known_before_anything_is_built(kind, train, tmp_path, monkeypatch):
+    options = ['--resume', 'auto'] if kind == 'binary summary' else []
+    if kind == 'file as output':
+        (tmp_path / 'taken').write_text('')
+        options = ['--output', tmp_path / 'taken']
+    elif kind == 'file as experiment':
+        (tmp_path / 'run').write_text('')
+    else:
+        folder = train('--epochs', 1)
+        (folder / 'summary.csv').write_bytes(bytes(range(256)))
+    with pytest.raises(OptionError, match=r'^--(output|experiment) .*(is a file, not a folder|no readable summary)'):
+        train(*options, '--epochs', 2)
