@@ -4,11 +4,11 @@ What is random about an image depends on the seed and its place alone, what is r
 seed and its number. Batches are dealt out to the processes whole, since mixing makes them depend on their neighbours.
 """
 
-import copy
 import random
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from regaug.data.samples import training_samples
 from regaug.errors import OptionError
 from regaug.options import parse_train
 from regaug.seeds import derived_seed
-from regaug.training.phases import refinement
+from regaug.training.phases import Phase, refinement
 
 # Augmentation that looks at the network or reaches into it, and what makes batches of another kind.
 _NOT_OF_THE_IMAGE = ('maxup', 'uada', 'manifold_mixup', 'aug_splits', 'train_img_sizes', 'naflex_loader')
@@ -96,8 +96,9 @@ class TrainingImages:
         if kind == 'clean':
             loader = data.loader(self.samples)
             return data.batches(loader), len(loader)
-        options = self._options(kind)
-        self._set_transform(options, data)
+        phase = Phase('main', self.train_args, padding=self.train_args.pad_crop)
+        phase = refinement(phase) if kind == 'crop_flip' else phase
+        self._set_transform(phase, data)
         seed, rank, world_size = data.args.seed, data.args.rank, data.args.world_size
         order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(seed)).tolist()
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
@@ -107,7 +108,7 @@ class TrainingImages:
             batch_sampler=[batches[number] for number in numbers],
             num_workers=data.args.workers,
         )
-        mixup = self._mixup(options, data)
+        mixup = self._mixup(phase.options, data)
         return self._mixed(loader, numbers, mixup, data), len(loader)
 
     def _mixed(self, loader: Iterable, numbers: Iterable[int], mixup: Mixup | None, data: Any) -> Iterator:
@@ -118,26 +119,18 @@ class TrainingImages:
                     input, target = mixup(input[:even], target[:even])
             yield data.to_device(input), target.to(data.device)
 
-    def _options(self, kind: str) -> Namespace:
-        options = copy.copy(self.train_args)
-        options.mixup_enabled, options.intensity, options.num_views = True, 1.0, 1
-        return refinement(options, gradaug=False).options if kind == 'crop_flip' else options
-
-    def _set_transform(self, options: Namespace, data: Any):
+    def _set_transform(self, phase: Phase, data: Any):
         """Give the images the transform of training: that of timm's loader, complete without its prefetcher."""
-        unmixed = {'mixup': 0.0, 'cutmix': 0.0, 'cutmix_minmax': None, 'aug_repeats': 0, 'workers': 0}
-        plain = {
-            'no_prefetcher': True,
-            'use_multi_epochs_loader': False,
-            'distributed': False,
-            'rank': 0,
-            'world_size': 1,
-        }
-        options = Namespace(**{**vars(options), **unmixed, **plain, 'batch_size': 1})
+        alone = {'workers': 0, 'batch_size': 1, 'distributed': False, 'rank': 0, 'world_size': 1}
+        plain = {'no_prefetcher': True, 'aug_repeats': 0, 'use_multi_epochs_loader': False, 'updates_per_epoch': 0}
         create_train_loader(
-            options, self.samples, self.data_config, device=torch.device('cpu'), img_dtype=torch.float32,
+            replace(phase.with_options(**alone, **plain), loader_mixes=False),
+            self.samples,
+            self.data_config,
+            device=torch.device('cpu'),
+            img_dtype=torch.float32,
             num_classes=data.num_classes,
-        )  # fmt: skip
+        )
 
     def _mixup(self, options: Namespace, data: Any) -> Mixup | None:
         if not mixing_active(options):
