@@ -22,6 +22,7 @@ from regaug.errors import OptionError
 from regaug.evaluators import Needs
 from regaug.evaluators.ranks import sum_over_ranks
 from regaug.validation.model import job_name
+from regaug.validation.training_images import TrainingImages
 
 _logger = logging.getLogger('validate')
 
@@ -86,10 +87,13 @@ class EvaluationData:
         """Name of the network that is being evaluated, fit for a file name."""
         return self.job_name if self.width is None else f'{self.job_name}-w{self.width:g}'
 
-    def class_name(self, label: int) -> str:
-        """Name of a class of the data set, its index where it has none."""
-        names = {index: name for name, index in (class_index(self.dataset) or {}).items()}
-        return names.get(label, str(label))
+    def class_names(self) -> dict[int, str]:
+        """Names of the classes of the data set by index, empty where it does not know them."""
+        return {index: name for name, index in (class_index(self.dataset) or {}).items()}
+
+    def training_images(self, args_yaml: str, model: nn.Module) -> TrainingImages:
+        """The training images of the run whose options a file holds."""
+        return TrainingImages(args_yaml, self, model)
 
     def open(self, split: str, option: str = '--split') -> Dataset:
         """Open a split of the data set.
