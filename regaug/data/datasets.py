@@ -90,13 +90,10 @@ def check_classes(train_set, eval_set, num_classes, *, given):
             )
 
 
-def create_datasets(args, data_config):
-    """The training set, and the evaluation set (None without `--val-split`).
-
-    The training set comes back as `Samples`, unless it is iterable.
-    """
+def dataset_kwargs(args, data_config):
+    """Arguments that all splits have in common."""
     in_data_folder = os.path.join(args.data_dir or '', args.class_map)
-    common = dict(
+    return dict(
         class_map=in_data_folder if args.class_map and os.path.isfile(in_data_folder) else args.class_map,
         download=args.dataset_download,
         batch_size=args.batch_size,
@@ -106,7 +103,14 @@ def create_datasets(args, data_config):
         target_key=args.target_key,
         trust_remote_code=args.dataset_trust_remote_code,
     )
-    root = args.data_dir
+
+
+def create_datasets(args, data_config):
+    """The training set, and the evaluation set (None without `--val-split`).
+
+    The training set comes back as `Samples`, unless it is iterable.
+    """
+    root, common = args.data_dir, dataset_kwargs(args, data_config)
     train_set = create_dataset(
         args.dataset,
         root,
