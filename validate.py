@@ -18,13 +18,14 @@ import torch.distributed as dist
 from timm.utils import init_distributed_device, random_seed
 
 from regaug import cli
+from regaug.data.splits import check_evaluation_split
 from regaug.device import Precision
 from regaug.evaluators import CONDITION, create_evaluators
 from regaug.options import parse_validate
 from regaug.validation.bulk import find_jobs, validate_all, with_retry
 from regaug.validation.data import EvaluationData
 from regaug.validation.loop import evaluate, gradient_mode, warm_up
-from regaug.validation.model import build_model, fit_to_input, network_name, num_parameters, prepare, set_backends
+from regaug.validation.model import build_model, fit_to_input, num_parameters, prepare, set_backends
 from regaug.validation.results import check_results_file, log_table, print_results, result_rows, write_results
 from regaug.validation.widths import networks_at_widths
 
@@ -37,11 +38,13 @@ def main(argv: Sequence[str] | None = None):
     """
     args = parse_validate(argv)
     check_results_file(args)
+    check_evaluation_split(args)
     init_distributed_device(args)
     if args.rank:
         logging.getLogger().setLevel(logging.WARNING)
     set_backends(args)
     jobs = find_jobs(args)
+    args.several_networks = bool(jobs) or len(args.width or ()) > 1
     if jobs:
         rows = results = validate_all(validate, args, jobs)
     else:
@@ -85,7 +88,7 @@ def validate(args: Namespace) -> list[dict[str, Any]]:
         network = prepare(args, network, device=device, dtype=precision.model_dtype)
         with gradient_mode(evaluators):
             warm_up(args, network, data)
-            evaluated = evaluate(evaluators, network, data, network_name(args, columns))
+            evaluated = evaluate(evaluators, network, data, columns.get('width'))
         rows += result_rows(args, evaluated, data_config, num_params, columns)
     return rows
 

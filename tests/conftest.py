@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-import train as train_script
-from tests.helpers.training import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, train_argv
+from tests.helpers.training import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, run_train, train_argv
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, SLOW_SECONDS = 300, 3600  # of a single test
@@ -76,24 +75,8 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture
 def train(image_folder, tmp_path):
-    """Runs train.py in this process on the image folder, with quick defaults that further options override.
-
-    Returns the experiment's folder; the run must end with exit status `status`.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def train(*options, experiment='run', status=0):
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)  # timm's folder reader closes none
-            try:
-                argv = train_argv(image_folder, tmp_path, '--experiment', experiment, *options)
-                assert train_script.main(argv) == status
-            finally:
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-        return tmp_path / experiment
-
-    return train
+    """`run_train` on the image folder, in a folder of the test's own."""
+    return partial(run_train, image_folder, tmp_path)
 
 
 class Program:

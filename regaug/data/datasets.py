@@ -3,23 +3,27 @@
 import logging
 import os
 
+from PIL import ImageMode
 from timm.data import create_dataset as create_timm_dataset
+from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import IterableDataset
 from torchvision.datasets import STL10
 
 from regaug.data.digits import create_digits
-from regaug.data.samples import Samples, training_samples
+from regaug.data.folders import check_tree
+from regaug.data.probe import check_samples
+from regaug.data.samples import DataError, Samples, training_samples
+from regaug.data.splits import EVALUATION, TRAINING, check_splits, check_tar, image_suffixes, is_folder, split_folder
 from regaug.data.tiny_imagenet import create_tiny_imagenet, is_tiny_imagenet
 from regaug.errors import OptionError
 
 _logger = logging.getLogger('train')
-_STL10_SPLITS = {
-    **dict.fromkeys(('train', 'training'), 'train'),
-    **dict.fromkeys(('val', 'valid', 'validation', 'eval', 'evaluation'), 'test'),
-}
+_STL10_SPLITS = {**dict.fromkeys(TRAINING, 'train'), **dict.fromkeys(EVALUATION, 'test')}
+# Of these timm takes the test images for any name but that of the training split.
+_TWO_SPLITS = tuple(f'torch/{name}' for name in ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist'))
 
 
-def create_dataset(name, root, split, **kwargs):
+def create_dataset(name, root, split, *, option='--split', **kwargs):
     """Create a data set by timm's factory, or one that timm lacks.
 
     These are the embedded digits for the name `regaug/digits`, torchvision's STL-10 for `torch/stl10` and, for a folder
@@ -29,24 +33,50 @@ def create_dataset(name, root, split, **kwargs):
         name: timm's data set name (`''` for a folder, `torch/...`, `hfds/...`, `wds/...`, ...) or one of ours.
         root: folder of the data.
         split: name of the split.
+        option: the option that named the split, for messages.
         **kwargs: further arguments of `timm.data.create_dataset`.
 
     Raises:
-        OptionError: when the folder is missing or holds no image, or there is no such data set.
+        OptionError: when the folder is missing or holds no image, there is no such data set or split, or it cannot be
+            downloaded.
     """
     if name == 'regaug/digits':
         return create_digits(split, input_img_mode=kwargs.get('input_img_mode'))
-    prefix = name.partition('/')[0] if '/' in name else ''
-    if prefix in ('', 'torch') and (root is None or not os.path.exists(root)) and not kwargs.get('download'):
+    from_torch = name.lower().startswith('torch/')
+    if (is_folder(name) or from_torch) and (root is None or not os.path.exists(root)) and not kwargs.get('download'):
         raise OptionError(f'--data-dir {root}: there is no such folder.')
+    if name.lower() in _TWO_SPLITS and split not in (*TRAINING, *EVALUATION, 'test'):
+        raise OptionError(f'{option} {split}: --dataset {name} has the splits train and test.')
     try:
         if name.lower() == 'torch/stl10':
             return STL10(root, _STL10_SPLITS.get(split, split), download=bool(kwargs.get('download')))
         if name == '' and not kwargs.get('class_map') and is_tiny_imagenet(root):
             return create_tiny_imagenet(root, split, input_img_mode=kwargs.get('input_img_mode') or 'RGB')
+        if is_folder(name):
+            return create_folder(name, root, split, option=option, **kwargs)
         return create_timm_dataset(name, root=root, split=split, **kwargs)
-    except (AssertionError, RuntimeError, FileNotFoundError, ValueError) as error:
-        raise OptionError(f'--dataset {name!r} --data-dir {root}, split {split!r}: {error}') from error
+    except OptionError:
+        raise
+    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        download = ' --dataset-download' if kwargs.get('download') else ''
+        raise OptionError(f'--dataset {name!r} --data-dir {root}{download}, split {split!r}: {reason}') from error
+
+
+def create_folder(name, root, split, *, option, **kwargs):
+    """The data set of a folder of class folders, or of a .tar file; arguments and errors as for `create_dataset`."""
+    if kwargs.get('target_key') or kwargs.get('target_format'):
+        raise OptionError(
+            f'--target-key, --target-format: the images of --dataset {name!r} have their folder as label.'
+        )
+    suffixes = image_suffixes(kwargs.get('input_key'))
+    folder = split_folder(root, split, option, suffixes)
+    if os.path.isdir(folder):
+        check_tree(folder, suffixes)
+    dataset = create_timm_dataset(name, root=folder, split=split, search_split=False, **kwargs)
+    if os.path.isfile(root):
+        check_tar(root, split, option, (sample[0].path for sample in dataset.reader.samples))
+    return dataset
 
 
 def class_index(dataset):
@@ -54,6 +84,8 @@ def class_index(dataset):
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     source = getattr(dataset, 'reader', dataset)
+    if getattr(source, 'dense_target', False):  # the names are those of a label's values, not of the labels
+        return None
     index = getattr(source, 'class_to_idx', None) or getattr(source, 'class_name_to_idx', None)
     if index is None and isinstance(source, STL10):
         return {name: label for label, name in enumerate(source.classes)}
@@ -90,42 +122,104 @@ def check_classes(train_set, eval_set, num_classes, *, given):
             )
 
 
+def target_kwargs(args, num_classes):
+    """Arguments of `create_dataset` that say what the labels are."""
+    if getattr(args, 'task', 'classification') != 'multilabel':
+        return dict(target_key=args.target_key)
+    dense = args.target_format == 'multihot'
+    return dict(
+        target_key=args.target_key,
+        target_format=args.target_format,
+        target_transform=LabelVector(num_classes, dense=dense),
+    )
+
+
+class LabelVector(MultiLabelTarget):
+    """timm's label vector float32 [K] of an image's labels, with one line for labels that it cannot be made of."""
+
+    def __call__(self, target):
+        try:
+            return super().__call__(target)
+        except (TypeError, ValueError) as error:
+            raise DataError(f'--task multilabel --num-classes {self.num_classes}: {error}') from error
+
+
+def image_mode(given, channels):
+    """Mode of PIL in which images are read.
+
+    Args:
+        given: `--input-img-mode`, or None.
+        channels: input channels of the model.
+
+    Raises:
+        OptionError: when images of that mode have another number of channels.
+    """
+    mode = given or ('RGB' if channels == 3 else 'L')
+    found = len(ImageMode.getmode(mode).bands)
+    if found != channels:
+        option = f'--input-img-mode {given}' if given else f'--in-chans {channels} without --input-img-mode'
+        raise OptionError(f'{option}: images in mode {mode} have {found} channels, the model takes {channels}.')
+    return mode
+
+
+def check_data(args):
+    """What the options and the folders' names tell of the data, before a model is built.
+
+    Raises:
+        OptionError: when a split is missing, training and evaluation read the same images, or images have another
+            number of channels than the model.
+    """
+    check_splits(args)
+    if not args.dataset.lower().startswith('torch/'):  # torchvision's images stay as they are
+        size = args.input_size or (3,)
+        image_mode(args.input_img_mode, args.in_chans if args.in_chans is not None else size[0])
+
+
 def dataset_kwargs(args, data_config):
-    """Arguments that all splits have in common."""
+    """Arguments of `create_dataset` that all splits have in common."""
     in_data_folder = os.path.join(args.data_dir or '', args.class_map)
     return dict(
         class_map=in_data_folder if args.class_map and os.path.isfile(in_data_folder) else args.class_map,
         download=args.dataset_download,
         batch_size=args.batch_size,
         seed=args.seed,
-        input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'),
+        input_img_mode=image_mode(args.input_img_mode, data_config['input_size'][0]),
         input_key=args.input_key,
-        target_key=args.target_key,
         trust_remote_code=args.dataset_trust_remote_code,
+        **target_kwargs(args, args.num_classes),
     )
 
 
 def create_datasets(args, data_config):
     """The training set, and the evaluation set (None without `--val-split`).
 
-    The training set comes back as `Samples`, unless it is iterable.
+    Unless they are iterable, they come back as `Samples` of which some can be read.
     """
-    root, common = args.data_dir, dataset_kwargs(args, data_config)
+    root, channels, common = args.data_dir, data_config['input_size'][0], dataset_kwargs(args, data_config)
     train_set = create_dataset(
         args.dataset,
         root,
         args.train_split,
+        option='--train-split',
         is_training=True,
         repeats=args.epoch_repeats,
         num_samples=args.train_num_samples,
         **common,
     )
     train_set = training_samples(train_set, labels_per_class=args.labels_per_class, label_split=args.label_split)
+    check_samples(train_set, channels, f'--data-dir {root} --train-split {args.train_split}')
     eval_set = None
     if args.val_split:
         eval_set = create_dataset(
-            args.dataset, root, args.val_split, is_training=False, num_samples=args.val_num_samples, **common
+            args.dataset,
+            root,
+            args.val_split,
+            option='--val-split',
+            is_training=False,
+            num_samples=args.val_num_samples,
+            **common,
         )
         if not isinstance(eval_set, IterableDataset):
-            eval_set = Samples(eval_set)
+            eval_set = Samples(eval_set, leave_out=True)
+        check_samples(eval_set, channels, f'--data-dir {root} --val-split {args.val_split}')
     return train_set, eval_set

@@ -2,7 +2,10 @@
 
 import logging
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
@@ -10,9 +13,17 @@ from regaug.data.subsets import sample_labels, stratified_subset
 from regaug.errors import OptionError
 
 _logger = logging.getLogger('train')
-# What Pillow raises for broken images, and timm's data set (a RuntimeError, after it has logged the reason).
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError, RuntimeError)
+_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # no second look, which a bad network may pass
 _MAX_NEIGHBOURS = 50  # so many unreadable images in a row are no accident
+_NAMED = 10  # unreadable evaluation images that the log names
+_LEFT_OUT = -100  # class index that marks them
+
+
+class DataError(OptionError):
+    """An `OptionError` that may come from a worker: PyTorch hands it on as the end of a long text."""
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
 
 
 class Samples(Dataset):
@@ -22,16 +33,18 @@ class Samples(Dataset):
     worker processes. The transform stays where timm expects it: assigning `transform` reaches the data set below.
 
     Args:
-        dataset: map-style data set that returns (image, class index).
+        dataset: map-style data set that returns (image, class index), or a vector of labels in place of the index.
         indices: which samples, in which order; all when None.
+        leave_out: an unreadable image does not count: its replacement has a target that `readable` knows.
 
     Raises:
-        RuntimeError: when 50 samples in a row cannot be read.
+        DataError: when 50 samples in a row cannot be read.
     """
 
-    def __init__(self, dataset, indices=None):
+    def __init__(self, dataset, indices=None, *, leave_out=False):
         self.dataset = dataset
         self.indices = indices
+        self.leave_out = leave_out
         self._unreadable = multiprocessing.Value('l', 0)
         if hasattr(dataset, '_max_retries'):
             dataset._max_retries = 1  # timm's own replacement knows neither the file nor the subset
@@ -52,27 +65,74 @@ class Samples(Dataset):
     def __len__(self):
         return len(self.dataset) if self.indices is None else len(self.indices)
 
-    def _index(self, position):
+    def index(self, position):
+        """Index in the data set below of the sample at a position of the list."""
         return position if self.indices is None else int(self.indices[position])
 
     def __getitem__(self, position):
         for offset in range(_MAX_NEIGHBOURS):
-            index = self._index((position + offset) % len(self))
+            index = self.index((position + offset) % len(self))
             try:
-                return self.dataset[index]
-            except _UNREADABLE as error:
-                if isinstance(error, RuntimeError) and 'consecutive samples' not in str(error):
+                image, target, *others = self.dataset[index]
+            except Exception as error:  # decoders raise whatever they stumble over
+                if self._can_be_read(index, error):
                     raise
-                with self._unreadable.get_lock():
-                    self._unreadable.value += 1
-                _logger.warning(f'Unreadable image replaced by the next one: {self.filename(index)} ({error})')
-        raise RuntimeError(f'{_MAX_NEIGHBOURS} unreadable images in a row, the last is {self.filename(index)}.')
+                self._count_unreadable(index, error)
+                continue
+            return (image, left_out(target) if offset and self.leave_out else target, *others)
+        raise DataError(
+            f'--data-dir: {_MAX_NEIGHBOURS} unreadable images in a row, the last is {self.filename(index)}.'
+        )
+
+    def _can_be_read(self, index, error):
+        """Whether an error is the fault of a transform, or of a label, and not of the image."""
+        if isinstance(error, _UNREADABLE) or 'consecutive samples' in str(error):  # the latter is timm's data set
+            return False
+        try:
+            with untransformed(self.dataset):
+                self.dataset[index]
+        except Exception:
+            return False
+        return True
+
+    def _count_unreadable(self, index, error):
+        with self._unreadable.get_lock():
+            self._unreadable.value += 1
+            count = self._unreadable.value
+        if not self.leave_out or count <= _NAMED:
+            fate = 'left out of the metrics' if self.leave_out else 'replaced by the next one'
+            _logger.warning(f'Unreadable image {fate}: {self.filename(index)} ({error})')
 
     def filename(self, index, basename=False, absolute=False):
         if hasattr(self.dataset, 'filename'):
             return self.dataset.filename(index, basename=basename, absolute=absolute)
         samples = getattr(self.dataset, 'samples', None)  # torchvision's folders
         return samples[index][0] if samples else f'sample {index}'
+
+
+def left_out(target):
+    """What takes the place of the target of an unreadable image: it tells `readable`, and no loss can take it."""
+    if torch.is_tensor(target) and target.ndim:
+        return torch.full_like(target, float('nan'))
+    return _LEFT_OUT
+
+
+def readable(target: torch.Tensor) -> torch.Tensor:
+    """Which samples of a batch are images that could be read, bool [B]; targets [B] or [B, K]."""
+    return target != _LEFT_OUT if target.ndim == 1 else ~target.isnan().any(dim=1)
+
+
+@contextmanager
+def untransformed(dataset: Dataset) -> Iterator[None]:
+    """Let a data set give its images and labels as they are."""
+    kept = {name: value for name in ('transform', 'target_transform') if (value := getattr(dataset, name, None))}
+    for name in kept:
+        setattr(dataset, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(dataset, name, value)
 
 
 class Views(Dataset):

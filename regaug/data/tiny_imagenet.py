@@ -10,13 +10,11 @@ from pathlib import Path
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 
+from regaug.data.splits import EVALUATION, TRAINING
 from regaug.errors import OptionError
 
 _ANNOTATIONS = Path('val', 'val_annotations.txt')
-_FOLDERS = {
-    **dict.fromkeys(('train', 'training'), 'train'),
-    **dict.fromkeys(('val', 'valid', 'validation', 'eval', 'evaluation'), 'val'),
-}
+_FOLDERS = {**dict.fromkeys(TRAINING, 'train'), **dict.fromkeys(EVALUATION, 'val')}
 
 
 def is_tiny_imagenet(root: str) -> bool:

@@ -5,6 +5,7 @@ from torchvision.datasets import STL10
 
 from regaug.data.datasets import create_dataset, dataset_kwargs
 from regaug.data.loaders import TrainLoader
+from regaug.data.probe import check_samples
 from regaug.data.samples import Samples
 from regaug.errors import OptionError
 
@@ -73,14 +74,19 @@ def create_unlabelled(args, data_config):
     labelled = args.dataset, args.data_dir or args.data
     name, root = args.unlabeled_dataset, args.unlabeled_data_dir or labelled[1]
     same_source = (name, root) == labelled
+    where = f'--unlabeled-data-dir {root} --unlabeled-split {args.unlabeled_split}'
     kwargs = dataset_kwargs(args, data_config)
     if not same_source:
-        kwargs['class_map'] = ''
+        kwargs.update(class_map='', target_key=None, target_format=None, target_transform=None)
     try:
-        dataset = create_dataset(name, root, args.unlabeled_split, is_training=True, **kwargs)
+        dataset = create_dataset(
+            name, root, args.unlabeled_split, option='--unlabeled-split', is_training=True, **kwargs
+        )
     except OptionError as error:
-        raise OptionError(f'--unlabeled-split {args.unlabeled_split}: {error}') from error
+        raise OptionError(f'{where}: {error}') from error
     if isinstance(dataset, IterableDataset):
         raise OptionError(f'--unlabeled-dataset {name}: {type(dataset).__name__} has no sample index.')
-    has_labels = not (isinstance(dataset, STL10) and min(dataset.labels) < 0)
-    return Samples(dataset), same_source and has_labels
+    dataset = Samples(dataset)
+    check_samples(dataset, data_config['input_size'][0], where)
+    has_labels = not isinstance(dataset.dataset, STL10) or min(dataset.dataset.labels) >= 0
+    return dataset, same_source and has_labels and getattr(args, 'task', '') != 'multilabel'

@@ -64,11 +64,13 @@ class Method:
 
     Attributes:
         name: its name in a phase's `methods`.
+        keep_pictures: keep what is done to the next micro-batch, for `pictures`.
         order: among the methods of a run, the smaller first; of equal ones in the order of their names.
     """
 
     name = ''
     order = 0
+    keep_pictures = False
 
     def attach(self, task: nn.Module):
         """Take hold of the task that trains, with the model in its place and before compilation and DDP."""
@@ -106,6 +108,14 @@ class Method:
         the other, each followed by its backward pass.
         """
         return terms
+
+    def pictures(self) -> list[tuple[str, torch.Tensor, list[str]]]:
+        """What the method did to the last micro-batch for which `keep_pictures` was set.
+
+        Returns:
+            List of (name, images [N, C, H, W] normalised, one caption for each image).
+        """
+        return []
 
 
 @functools.cache

@@ -4,7 +4,6 @@ Source: Yang et al., "GradAug: A New Regularization Method for Deep Neural Netwo
 the authors' rebuttal for the depth variant.
 """
 
-import functools
 import logging
 import random
 from dataclasses import replace
@@ -15,23 +14,23 @@ from timm.utils import unwrap_model
 
 from regaug.errors import OptionError
 from regaug.methods import Method
-from regaug.methods.depth import DepthTwin, take_drop_path
 from regaug.methods.subnetworks import (
     SIZE_SHARES,
     Draw,
     SubnetSwitch,
     check_sizes,
     draw_widths,
+    plan_subnetworks,
     rows_of,
     sizes_for,
     soft_label_loss,
     transform,
 )
 from regaug.seeds import derived_seed, separate_randomness
-from regaug.slimmable import SlimmablePlan, Twin
 
 _logger = logging.getLogger('train')
 _MAX_SIZES = 16
+_SHOWN = 8  # images of a picture
 
 
 class GradAug(Method):
@@ -102,6 +101,7 @@ class GradAug(Method):
         self.make_subnet = make_subnet
         self.compile_kwargs = compile_kwargs
         self.subnet = None
+        self._seen = {}
         self._inside_ddp = False
 
     def attach(self, task):
@@ -124,6 +124,13 @@ class GradAug(Method):
     def train(self, mode):
         if self.subnet is not None:
             self.subnet.train(mode)
+
+    def pictures(self):
+        """What the sub-networks saw, at their sizes."""
+        return [
+            (name, inputs[:_SHOWN], [f'width {draw.width:.2f} {inputs.shape[-1]}px'] * len(inputs[:_SHOWN]))
+            for name, (inputs, draw) in self._seen.items()
+        ]
 
     def runs_in(self, num_updates):
         return num_updates % self.every == 0
@@ -199,6 +206,8 @@ class GradAug(Method):
         seed = derived_seed('mask', self.seed, *context.key, index, *kind)
         masking = dict(mask_ratio=self.mask_ratio, mask_patch=self.mask_patch)
         inputs = transform(input[rows], replace(draw, seed=seed), self.transforms, **masking)
+        if self.keep_pictures and not kind:
+            self._seen[f'sub{index}'] = inputs, draw
         # What dropout and drop path draw differs from rank to rank, from micro-batch to micro-batch.
         varies = (self.seed, context.num_updates, (context.rank, context.micro_batch), index, *kind)
         with separate_randomness(input.device, *varies), context.autocast():
@@ -257,7 +266,7 @@ def create(args, model, data_config):
         average=args.gradaug_average,
         mask_ratio=args.gradaug_mask_ratio,
         mask_patch=args.gradaug_mask_patch,
-        rule=getattr(args, 'gradaug_widths', 'sandwich'),
+        rule=args.gradaug_widths,
         num_widths=args.gradaug_compile,
         narrows=args.gradaug_subnet == 'width',
         make_subnet=make_subnet,
@@ -269,27 +278,6 @@ def create(args, model, data_config):
         cost = gradaug.expected_cost(share_of_flops, height)
         _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
     return gradaug
-
-
-def plan_subnetworks(args, model, input_size):
-    """What the sub-networks will be.
-
-    Returns:
-        (make_subnet, share_of_flops, report): a function from the model to what runs a width, one from a width to the
-        share of FLOPs that it keeps, and text for the log.
-    """
-    if args.gradaug_subnet == 'depth':
-        rates = take_drop_path(model)
-        if not rates:
-            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
-        return functools.partial(DepthTwin, rates=rates), lambda width: 1.0, f'drop path in {len(rates)} blocks'
-    try:
-        plan = SlimmablePlan(model, input_size)
-    except ValueError as error:
-        raise OptionError(f'--gradaug {args.gradaug} with --model {args.model}: {error}') from error
-    divisor = args.gradaug_width_divisor
-    make_subnet = functools.partial(Twin, plan=plan, width_divisor=divisor)
-    return make_subnet, lambda width: plan.kept(width, divisor)[1], plan.report(args.gradaug_min_width, divisor)
 
 
 def adapt_phase(phase, epoch, args):

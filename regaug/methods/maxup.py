@@ -5,11 +5,14 @@ section 2 and algorithm 1.
 """
 
 import functools
+from argparse import Namespace
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data.loader import adapt_to_chs
+from torch import nn
 
 from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
 from regaug.methods.scoring import Scorer, Selection, lowest_losses, worst_of
@@ -85,7 +88,7 @@ class MaxUp:
         }
 
 
-def create(args, model, data_config):
+def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Selection | None:
     """MaxUp for these options, None with `--maxup 0`."""
     if not args.maxup:
         return None
@@ -94,7 +97,7 @@ def create(args, model, data_config):
     return Selection('maxup', build, data_config, option=option, scores=args.maxup > 1)
 
 
-def create_maxup(phase, task, data_config):
+def create_maxup(phase, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
     """MaxUp as it is in a phase.
 
     Args:
@@ -129,7 +132,7 @@ def create_maxup(phase, task, data_config):
     )
 
 
-def adapt_phase(phase, epoch, args):
+def adapt_phase(phase, epoch: int, args: Namespace):
     """One copy in the warm-up, and where nothing is left that makes copies differ; off in refinement."""
     if not phase.options.maxup:
         return phase

@@ -5,6 +5,7 @@ and 4.1.
 """
 
 import copy
+import functools
 import math
 import random
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from regaug.errors import OptionError
+from regaug.methods.depth import DepthTwin, take_drop_path
+from regaug.slimmable import SlimmablePlan, Twin
 from regaug.slimmable.shapes import shape_error
 
 # Shares of the training size, as 224, 192, 160, 128 on ImageNet (section 4.1).
@@ -192,3 +195,24 @@ def check_sizes(model, input_size, sizes):
             raise OptionError(
                 f'--gradaug-sizes {size}: {type(model).__name__} cannot take such images ({reason}){hint}.'
             )
+
+
+def plan_subnetworks(args, model, input_size):
+    """What the sub-networks will be.
+
+    Returns:
+        (make_subnet, share_of_flops, report): a function from the model to what runs a width, one from a width to the
+        share of FLOPs that it keeps, and text for the log.
+    """
+    if args.gradaug_subnet == 'depth':
+        rates = take_drop_path(model)
+        if not rates:
+            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
+        return functools.partial(DepthTwin, rates=rates), lambda width: 1.0, f'drop path in {len(rates)} blocks'
+    try:
+        plan = SlimmablePlan(model, input_size)
+    except ValueError as error:
+        raise OptionError(f'--gradaug {args.gradaug} with --model {args.model}: {error}') from error
+    divisor = args.gradaug_width_divisor
+    make_subnet = functools.partial(Twin, plan=plan, width_divisor=divisor)
+    return make_subnet, lambda width: plan.kept(width, divisor)[1], plan.report(args.gradaug_min_width, divisor)

@@ -20,11 +20,10 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
-from regaug.options import timm_checks, timm_data_checks
-from regaug.options.config import CONFIG, as_yaml, read_config
+from regaug.options import timm, timm_checks, timm_data_checks
+from regaug.options.config import CONFIG, as_yaml, command_line_wins, read_config
 from regaug.options.evaluation import TIMM_VALIDATE
 from regaug.options.parser import Group, Parser, check_values, refuse_with, warn_without_effect
-from regaug.options.timm import TIMM_TRAIN
 
 _NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 _MODULES = [importlib.import_module(f'{__name__}.{name}') for name in _NAMES]
@@ -32,7 +31,7 @@ TRAIN_THEMES = [module for module in _MODULES if hasattr(module, 'TRAIN')]
 VALIDATE_THEMES = [module for module in _MODULES if hasattr(module, 'VALIDATE')]
 OWN_TRAIN = tuple(theme.TRAIN for theme in TRAIN_THEMES)
 OWN_VALIDATE = tuple(theme.VALIDATE for theme in VALIDATE_THEMES)
-TRAIN = TIMM_TRAIN + OWN_TRAIN
+TRAIN = timm.TIMM_TRAIN + OWN_TRAIN
 VALIDATE = TIMM_VALIDATE + OWN_VALIDATE
 
 REFUSED_BY_METHODS = {
@@ -54,12 +53,7 @@ def validate_parser(*, defaults: bool = True) -> Parser:
 
 
 def parse_train(argv: Sequence[str] | None = None) -> Namespace:
-    """Parse and check the options of train.py.
-
-    A YAML file given by `-c` takes the place of the defaults; the command line wins over it.
-
-    Args:
-        argv: The arguments (default: the command line).
+    """Parse and check the options of train.py: those of the command line, else of the file of `-c`, else the defaults.
 
     Raises:
         OptionError: An option, a key of the file or a combination that cannot be used.
@@ -68,31 +62,25 @@ def parse_train(argv: Sequence[str] | None = None) -> Namespace:
     given = vars(parser.parse_args(argv))
     config = given.pop('config', None)
     file = {} if config is None else read_config(config, parser, TRAIN)
-    args = _resolve(TRAIN, TRAIN_THEMES, {**file, **given})
+    command_line_wins(given, file)
+    themes = [timm, timm_checks, timm_data_checks, *TRAIN_THEMES]
+    args = _resolve(TRAIN, themes, {**file, **given})
     for group in OWN_TRAIN:
         for flag, why in REFUSED_BY_METHODS.items() if group.switch else ():
             refuse_with(args, group.switch, [flag], why)
-    timm_checks.check_train(args)
-    timm_data_checks.check_train(args)
-    return _check(args, TRAIN, TRAIN_THEMES, given)
+    return _check(args, TRAIN, themes, given)
 
 
 def parse_validate(argv: Sequence[str] | None = None) -> Namespace:
-    """Parse and check the options of validate.py.
-
-    Args:
-        argv: The arguments (default: the command line).
-
-    Raises:
-        OptionError: An option or a combination that cannot be used.
-    """
+    """Parse and check the options of validate.py; raise an `OptionError` for what cannot be used."""
     given = vars(validate_parser(defaults=False).parse_args(argv))
     return _check(_resolve(VALIDATE, VALIDATE_THEMES, given), VALIDATE, VALIDATE_THEMES, given)
 
 
 def args_as_yaml(args: Namespace) -> str:
-    """Write the resolved options of train.py as sorted YAML; `-c` reads it back."""
-    return as_yaml(vars(args))
+    """Write the resolved options of train.py as sorted YAML; `-c` reads it back, without resuming and the like."""
+    afresh = {option.dest: option.default for group in TRAIN for option in group.options if option.once}
+    return as_yaml(vars(args) | afresh)
 
 
 def _resolve(groups: Iterable[Group], themes: Iterable[ModuleType], chosen: dict[str, Any]) -> Namespace:

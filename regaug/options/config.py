@@ -14,6 +14,15 @@ from regaug.options.parser import Group, Option, Parser, nearest
 CONFIG = Group(
     None, Option('-c --config', str, SUPPRESS, 'YAML file of option values (option: value); the command line wins')
 )
+# What one option sets, another one does too: given on the command line, it takes the place of the file's.
+_SAME = {
+    'input_size': ['img_size', 'in_chans'],
+    'drop_connect': ['drop_path'],
+    'cutmix': ['cutmix_minmax'],
+    'data': ['data_dir'],
+    'data_dir': ['data'],
+    'lr_base': ['lr'],
+}
 _TUPLE = 'tag:yaml.org,2002:python/tuple'
 
 
@@ -42,18 +51,12 @@ def as_yaml(values: dict[str, Any]) -> str:
 
 
 def read_config(path: str, parser: Parser, groups: Iterable[Group]) -> dict[str, Any]:
-    """Read a YAML file: each of its lines is parsed as what it stands for on the command line.
+    """Read values by attribute name from a YAML file, each line as what it stands for on the command line.
 
     Args:
         path: The file. Its keys are names of options, written with '-' or '_'.
         parser: Of the command line, without defaults.
         groups: The options that may be set.
-
-    Returns:
-        Values by attribute name.
-
-    Raises:
-        OptionError: The file cannot be read, a key is unknown or given twice, or a value does not fit its option.
     """
     try:
         content = yaml.load(Path(path).read_text(encoding='utf-8'), Loader) or {}
@@ -77,6 +80,17 @@ def read_config(path: str, parser: Parser, groups: Iterable[Group]) -> dict[str,
         except OptionError as error:
             raise OptionError(f'--config {path}: {key}: {value!r}: {error}') from None
     return values
+
+
+def command_line_wins(given: dict[str, Any], file: dict[str, Any]):
+    """Drop from a file's values (changed in place) what another option of the command line sets."""
+    if file.get('input_size') and 'input_size' not in given:
+        channels, *sides = file['input_size']
+        sides = [given['img_size']] * 2 if 'img_size' in given else sides
+        file['input_size'] = [given.get('in_chans', channels), *sides]
+    for name in given:
+        for other in _SAME.get(name, ()):
+            file.pop(other, None)
 
 
 def _names(option: Option) -> list[str]:

@@ -8,7 +8,7 @@ from timm.models import list_models
 from regaug.options.parser import Group, Option, flag, refuse_with, require, require_package
 from regaug.options.timm import DATA, TIMM_TRAIN
 from regaug.options.timm_checks import check_device, check_files, check_model_name, check_published_weights
-from regaug.options.timm_data_checks import check_dataset, check_input
+from regaug.options.timm_data_checks import check_dataset, check_input, check_task
 
 _AVERAGE = 'add precision, recall and F1, averaged in this way (needs scikit-learn)'
 _TRAIN = {option.label: option for group in TIMM_TRAIN for option in group.options}
@@ -26,7 +26,8 @@ TIMM_VALIDATE = (
         *_shared('data-dir dataset'),
         Option('--split', None, 'validation', 'split to evaluate on'),
         Option('--num-samples', int, None, 'samples in the split of an iterable data set', low=1),
-        *_shared('dataset-download class-map input-key input-img-mode target-key dataset-trust-remote-code'),
+        *_shared('dataset-download class-map input-key input-img-mode target-key target-format'),
+        *_shared('dataset-trust-remote-code'),
         Option('--model -m', None, 'dpn92', 'model, or for one result each a wildcard, all, or a file of names'),
         *_shared('pretrained workers'),
         Option('-b --batch-size', int, 256, 'batch size', low=1),
@@ -35,7 +36,7 @@ TIMM_VALIDATE = (
         *_shared('crop-pct'),
         Option('--crop-mode', str, None, 'how the image is cropped', known=('', 'squash', 'border', 'center')),
         Option('--crop-border-pixels', int, None, 'pixels to resize beyond the crop', low=0),
-        *_shared('mean std interpolation num-classes gp'),
+        *_shared('mean std interpolation task num-classes gp'),
         Option('--log-freq', int, 10, 'batches between two lines of the log', low=1),
         Option('--checkpoint', str, '', 'checkpoint to evaluate; a folder: each checkpoint in it'),
         Option('--num-gpu', int, 1, 'GPUs to spread each batch over', low=1),
@@ -54,7 +55,7 @@ TIMM_VALIDATE = (
         flag('--retry', 'halve the batch size and try again when memory runs out'),
         *_shared('seed'),
         Option('--metrics-avg', str, None, _AVERAGE, choices=('micro', 'macro', 'weighted')),
-        *_shared('naflex-loader naflex-max-seq-len'),
+        *_shared('multilabel-threshold naflex-loader naflex-max-seq-len'),
     ),
 )
 
@@ -73,6 +74,7 @@ def check(args: Namespace):
     check_evaluated_model(args)
     check_input(args)
     check_dataset(args)
+    check_task(args, '--metrics-avg', '--real-labels', '--valid-labels')
     check_files(args, '--real-labels', '--valid-labels')
     require_package(args, '--metrics-avg', 'sklearn', 'scikit-learn')
     require_package(args, '--tf-preprocessing', 'tensorflow')
@@ -87,7 +89,6 @@ def check_evaluated_model(args: Namespace):
     if args.model == 'all' or Path(args.model).is_file():
         return
     if set('*?[') & set(args.model):
-        require(args, '--model', list_models(args.model, pretrained=True), 'no pretrained model has such a name')
-        return
+        return require(args, '--model', list_models(args.model, pretrained=True), 'no pretrained model has such a name')
     check_model_name(args, '--model')
     check_published_weights(args, '--model', not args.checkpoint, 'give a --checkpoint')

@@ -58,7 +58,7 @@ def check(args: Namespace):
         require(
             args,
             name,
-            getattr(args, 'task', '') != 'multilabel',
+            args.task != 'multilabel',
             'does not go with --task multilabel (one class an image)',
         )
     for name in (name for name in given if name != '--ece'):

@@ -19,7 +19,6 @@ TRAIN = Group(
     Option('--maxup-aug', str, None, _AUG),
     Option('--maxup-warmup-epochs', int, None, _WARMUP, low=0),
     Option('--maxup-score', str, 'loss', _SCORE, choices=('loss', 'excess')),
-    Option('--cutout-size', int, 16, "side in pixels of Cutout's square", low=1, needs='--maxup --uada'),
     Option('--gauss-sigma', float, 0.1, 'deviation of the Gaussian noise, for pixels from 0 to 1', low=0),
     switch='--maxup',
 )

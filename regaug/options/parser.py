@@ -42,8 +42,9 @@ class Option:
         low, above, high, below: Bounds of each number: at least, more than, at most, less than. Numbers are finite.
         known: The values allowed where timm's command line has no `choices`.
         nullable: Whether a file may say null although the default is something else.
-        needs: Options of which one must be on, or have a value (`--option=value`), for this one to have an effect; in
-            place of the switch of its group.
+        needs: Options of which one must be on, or have a value (`--option=value`), for this one to have an effect,
+            besides the switch of its group.
+        once: Whether it is for one start of a run alone, so that args.yaml does not hand its value on.
     """
 
     flags: str
@@ -60,6 +61,7 @@ class Option:
     known: tuple | None = None
     nullable: bool = False
     needs: str = ''
+    once: bool = False
 
     @property
     def label(self) -> str:
@@ -127,12 +129,7 @@ class KeyValues(ParseKwargs):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake as an `OptionError` and leaves exiting to the script.
-
-    Args:
-        groups: The options, in the order of `--help`.
-        defaults: Without them only what is given ends up in the parsed namespace.
-    """
+    """An argument parser that raises `OptionError`; without defaults, only what is given ends up in the namespace."""
 
     def __init__(self, groups: Iterable[Group], *, defaults: bool = True, **keywords):
         super().__init__(**keywords)
@@ -151,9 +148,6 @@ class Parser(argparse.ArgumentParser):
             known = [name for action in self._actions for name in action.option_strings]
             raise OptionError(f'unknown argument {extra[0]}{nearest(extra[0].split("=")[0], known)}')
         return parsed
-
-
-# --- checks -------------------------------------------------------------------------------------------------------
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -217,15 +211,11 @@ def require_package(args: Namespace, flag: str, module: str, package: str | None
 
 @contextmanager
 def naming(args: Namespace, *flags: str, hint: str = ''):
-    """Put the options that a construction reads in front of what timm or torch says when they refuse it.
+    """Raise an `OptionError` that names options if what is built from them inside fails, whatever timm or torch says.
 
     Args:
-        args: The options.
         flags: The one most likely to blame, and others, which are named where they are set.
         hint: What to try instead.
-
-    Raises:
-        OptionError: The construction inside the context failed.
     """
     try:
         yield
@@ -248,9 +238,10 @@ def warn_without_effect(args: Namespace, groups: Iterable[Group], given: Iterabl
     """Warn of options on the command line (attribute names `given`) whose switch is off; a file's may wait for it."""
     for group in groups:
         for option in group.options:
-            needs = (option.needs or ('' if option.label == group.switch else group.switch)).split()
-            if option.dest in given and needs and not any(is_on(args, need) for need in needs):
-                switches = ' or '.join(need.replace('=', ' ') for need in needs)
+            conditions = ('' if option.label == group.switch else group.switch).split(), option.needs.split()
+            lacking = [needs for needs in conditions if needs and not any(is_on(args, need) for need in needs)]
+            if option.dest in given and lacking:
+                switches = ' or '.join(need.replace('=', ' ') for need in lacking[0])
                 warn(f'{spell(args, option.label)} has no effect without {switches}.')
 
 

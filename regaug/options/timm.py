@@ -1,11 +1,13 @@
 """The options of timm's training script."""
 
+from argparse import Namespace
+
 from regaug.options.parser import Group, Option, flag
 
 _MIXING = '--mixup --cutmix --cutmix-minmax'
-_BINARY = '--bce-loss'
+_BINARY = '--bce-loss --task=multilabel'
+_METRIC = 'ranks checkpoints: top1, top5, loss; multilabel: map (unless given), micro_f1, macro_f1, sample_f1, loss'
 _SCALES = ('none', 'sqrt', 'linear')
-_LAST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 
 DATA = Group(None, Option('data', None, None, 'folder of the data set, the same as --data-dir', nargs='?'))
 
@@ -35,7 +37,8 @@ DATASET = Group(
     Option('--class-map', str, '', 'text file that maps class names to indices'),
     Option('--input-img-mode', str, None, 'PIL mode of the images (default: RGB for three input channels, else L)'),
     Option('--input-key', str, None, 'key of the image in a sample of the data set'),
-    Option('--target-key', str, None, 'key of the label in a sample of the data set'),
+    Option('--target-key', str, None, 'key of the label in a sample; several, a,b,c, are one yes or no each'),
+    Option('--target-format', str, None, 'of several labels (default: indices)', choices=('indices', 'multihot')),
     flag('--dataset-trust-remote-code', 'let a Hugging Face data set run the code it comes with'),
 )
 
@@ -45,8 +48,9 @@ MODEL = Group(
     flag('--pretrained', 'start from the published weights of the model'),
     Option('--pretrained-path', str, None, 'file to take the pretrained weights from; its classifier is kept as it is'),
     Option('--initial-checkpoint', str, '', 'start from the weights in this checkpoint'),
-    Option('--resume', str, '', 'checkpoint to go on from; auto: from the newest good checkpoint, where there is one'),
-    flag('--no-resume-opt', 'leave the optimiser state out when resuming', needs='--resume'),
+    Option('--resume', str, '', 'checkpoint to go on from; auto: from the newest good checkpoint', once=True),
+    flag('--no-resume-opt', 'leave the optimiser state out when resuming', needs='--resume', once=True),
+    Option('--task', str, 'classification', 'one label an image, or any', choices=('classification', 'multilabel')),
     Option('--num-classes', int, None, "number of classes (default: the model's own)", low=1),
     Option('--gp', str, None, 'global pooling: fast, avg, max, avgmax, avgmaxc (default: the model decides)'),
     Option('--img-size', int, None, "side of the square input in pixels (default: the model's own)", low=1),
@@ -117,7 +121,7 @@ SCHEDULE = Group(
     Option('--min-lr', float, 0, 'learning rate at the end of cyclic schedules', low=0),
     Option('--epochs', int, 300, 'epochs of the schedule', low=0),
     Option('--epoch-repeats', float, 0.0, 'passes over the data set in one epoch, 0 meaning one', low=0),
-    Option('--start-epoch', int, None, 'epoch to start at, whatever a checkpoint says', low=0),
+    Option('--start-epoch', int, None, 'epoch to start at, whatever a checkpoint says', low=0, once=True),
     Option('--decay-milestones', int, [90, 180, 270], 'epochs at which multistep decays', nargs='+', low=0),
     Option('--decay-epochs', float, 90, 'epochs between two decays of a step schedule', low=0),
     Option('--warmup-epochs', int, 5, 'epochs of warm-up', low=0),
@@ -163,7 +167,7 @@ AUGMENTATION = Group(
     Option('--mixup-switch-prob', float, 0.5, 'probability of CutMix beside Mixup', low=0, high=1, needs=_MIXING),
     Option('--mixup-mode', str, 'batch', 'unit that shares one set of parameters: batch, pair, elem', needs=_MIXING),
     Option('--mixup-off-epoch', int, 0, 'epoch from which on nothing is mixed, 0: never', low=0, needs=_MIXING),
-    Option('--smoothing', float, 0.1, 'label smoothing', low=0, below=1),
+    Option('--smoothing', float, 0.1, 'label smoothing; unless given, 0 with --task multilabel', low=0, below=1),
     Option('--train-interpolation', str, 'random', 'resize interpolation: random, bilinear, bicubic, ...'),
     Option('--drop', float, 0.0, 'dropout rate', low=0, high=1),
     Option('--drop-connect', float, None, 'old name of --drop-path', low=0, high=1),
@@ -191,7 +195,7 @@ EMA = Group(
 
 MISC = Group(
     'Miscellaneous parameters',
-    Option('--seed', int, 42, 'random seed', low=0, high=_LAST_SEED),
+    Option('--seed', int, 42, 'random seed', low=0, high=2**32 - 1),  # NumPy takes no larger one
     Option('--worker-seeding', str, 'all', 'generators seeded in a worker (part: not NumPy)', known=('all', 'part')),
     Option('--log-interval', int, 50, 'updates between two lines of the log', low=1),
     Option('--val-interval', int, 1, 'epochs between two evaluations', low=1),
@@ -203,13 +207,16 @@ MISC = Group(
     flag('--no-prefetcher', 'normalise and move batches without the prefetching loader'),
     Option('--output', str, '', 'folder that holds the folders of experiments (default: output/train)'),
     Option('--experiment', str, '', 'name of this experiment and of its folder (default: time, model, size)'),
-    Option('--eval-metric', str, 'top1', 'metric that ranks checkpoints: top1, top5, loss'),
+    Option('--eval-metric', str, 'top1', _METRIC),
+    Option(
+        '--multilabel-threshold', float, 0.5, 'probability of a yes in F1', above=0, below=1, needs='--task=multilabel'
+    ),
     Option('--tta', int, 0, 'test-time augmentation: views of each image that evaluation averages over', low=0),
     flag('--use-multi-epochs-loader', 'keep one loader iterator over all epochs'),
     flag('--log-wandb', 'log to Weights & Biases'),
     Option('--wandb-project', str, None, 'project on Weights & Biases', needs='--log-wandb'),
     Option('--wandb-tags', str, [], 'tags on Weights & Biases', nargs='+', needs='--log-wandb'),
-    Option('--wandb-resume-id', str, '', 'id of the Weights & Biases run to go on with'),
+    Option('--wandb-resume-id', str, '', 'id of the Weights & Biases run to go on with', once=True),
     Option('--train-img-sizes', int, None, 'sides to train at, one drawn for each batch', nargs='+', low=1),
     Option('--train-batch-sizes', int, None, 'batch size of each size (default: --batch-size)', nargs='+', low=1),
     Option('--train-size-probs', float, None, 'weight of each of --train-img-sizes (default: equal)', nargs='+', low=0),
@@ -228,3 +235,10 @@ MISC = Group(
 )
 
 TIMM_TRAIN = (DATA, DISTILLATION, DATASET, MODEL, DEVICE, OPTIMIZER, SCHEDULE, AUGMENTATION, NORM, EMA, MISC)
+
+
+def resolve(args: Namespace, chosen: dict):
+    """Set the defaults of timm's that follow the task."""
+    if args.task == 'multilabel':
+        args.smoothing = chosen.get('smoothing', 0.0)
+        args.eval_metric = chosen.get('eval_metric', 'map')

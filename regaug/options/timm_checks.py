@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
+from timm.data import resolve_data_config
 from timm.models import (
     get_deprecated_models,
     get_pretrained_cfg,
@@ -17,13 +18,13 @@ from timm.models import (
 )
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationEvaluator
+from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import is_distributed_env
 
 from regaug.options.parser import naming, nearest, refuse_with, require, require_known, require_package, spell, value_of
 
 
-def check_train(args: Namespace):
+def check(args: Namespace):
     """Check train.py's options of model, device, optimiser, schedule and logging."""
     for module in args.device_modules or ():
         found = importlib.util.find_spec(module) is not None
@@ -41,7 +42,8 @@ def check_train(args: Namespace):
         check_published_weights(args, '--kd-model-name', True, 'an untrained teacher teaches nothing')
     check_optimizer(args)
     check_schedule(args)
-    require_known(args, '--eval-metric', args.eval_metric, ClassificationEvaluator.metric_names)
+    evaluator = MultiLabelClassificationEvaluator if args.task == 'multilabel' else ClassificationEvaluator
+    require_known(args, '--eval-metric', args.eval_metric, evaluator.metric_names)
     require_package(args, '--log-wandb', 'wandb')
     used = args.log_wandb or not args.wandb_resume_id
     require(args, '--wandb-resume-id', used, 'works with --log-wandb only, which is not given')
@@ -106,19 +108,10 @@ def check_optimizer(args: Namespace):
     info = get_optimizer_info(name)
     fits = args.opt_betas is None or not info.has_betas or len(args.opt_betas) == info.num_betas
     require(args, '--opt-betas', fits, f'{spell(args, "--opt")} takes {info.num_betas} values')
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))  # without random numbers, whose stream belongs to the run
     with naming(args, '--opt', '--opt-betas', '--opt-eps', '--opt-kwargs'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        create_optimizer_v2([trial_parameter()], **optimizer_kwargs(args) | trial_lr(args), **args.opt_kwargs)
-
-
-def trial_parameter() -> torch.nn.Parameter:
-    """Make something to optimise, without random numbers, whose stream belongs to the run."""
-    return torch.nn.Parameter(torch.zeros(2, 2))
-
-
-def trial_lr(args: Namespace) -> dict[str, float]:
-    """Make a learning rate for trials, since the real one may depend on the number of processes."""
-    return {'lr': args.lr_base if args.lr is None else args.lr}
+        create_optimizer_v2([parameter], **optimizer_kwargs(args) | {'lr': args.lr or args.lr_base}, **args.opt_kwargs)
 
 
 def check_schedule(args: Namespace):
@@ -138,5 +131,13 @@ def main_epochs(args: Namespace) -> int:
     flags = ('--sched', '--epochs', '--sched-on-updates', '--decay-epochs', '--warmup-epochs')
     with naming(args, *flags), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        epochs = create_scheduler_v2(torch.optim.SGD([trial_parameter()], **trial_lr(args)), **kwargs)[1]
+        epochs = create_scheduler_v2(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0), **kwargs)[1]
     return epochs if args.epochs else 0
+
+
+def training_size(args: Namespace) -> tuple[int, int, int] | None:
+    """Return the input size [C, H, W] in training, or None where only the built model can tell."""
+    source, name = parse_model_name(args.model)
+    config = None if source else get_pretrained_cfg(name)
+    told = config or args.input_size or args.img_size
+    return resolve_data_config(vars(args), pretrained_cfg=config and config.to_dict())['input_size'] if told else None

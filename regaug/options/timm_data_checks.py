@@ -1,12 +1,14 @@
 """Data, augmentation and loaders: what timm notices late or never, and trials of what it refuses."""
 
 import difflib
+import math
 from argparse import Namespace
 from pathlib import Path
 
 from PIL import ImageMode
 from timm.data import create_transform
 from timm.data.readers.class_map import load_class_map
+from timm.data.readers.targets import check_target_format, parse_target_keys
 from timm.data.scheduled_sampler import ScheduledBatchSampler
 from timm.data.transforms import str_to_interp_mode
 from timm.utils import is_distributed_env
@@ -15,6 +17,7 @@ from regaug.errors import OptionError
 from regaug.options.parser import naming, refuse_with, require, require_known, require_package, spell, value_of
 
 PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets', 'wds': 'webdataset'}
+_KINDS = ', '.join(f'{kind}/' for kind in PACKAGES)
 STREAMS = ('hfids', 'tfds', 'wds')
 TORCHVISION_POLICIES = ('tv-cifar10', 'tv-svhn', 'tv-imagenet', 'trivial')
 _SMALL = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
@@ -25,10 +28,11 @@ POLICIES |= {'rand': 'rand-m9-mstd0.5-inc1', 'randaugment': 'rand-m9-mstd0.5-inc
 POLICIES |= {'autoaugment': 'original', '3augment': '3a'}
 
 
-def check_train(args: Namespace):
+def check(args: Namespace):
     """Check train.py's options of data, loaders and augmentation."""
     check_input(args)
     check_dataset(args)
+    check_task(args, '--jsd-loss', '--kd-model-name')
     check_loaders(args)
     check_scheduled_sizes(args)
     check_transforms(args)
@@ -38,7 +42,11 @@ def check_train(args: Namespace):
 
 def check_input(args: Namespace):
     """Check sizes and statistics that timm's data configuration asserts on."""
-    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    channels, *sides = args.input_size or (args.in_chans or 3, args.img_size, args.img_size)
+    last = args.input_size and sides[-1] <= 4 < channels
+    require(args, '--input-size', not last, f'channels come first: --input-size {sides[-1]} {channels} {sides[0]}')
+    square = args.img_size is None or sides == [args.img_size] * 2
+    require(args, '--img-size', square, f'contradicts {spell(args, "--input-size")}')
     same = args.in_chans in (None, channels)
     require(args, '--input-size', same, f'its first number contradicts {spell(args, "--in-chans")}')
     for flag in ('--mean', '--std'):
@@ -62,12 +70,17 @@ def check_dataset(args: Namespace):
     prefix, name = split_dataset_name(args)
     require_known(args, '--dataset', prefix, ('', 'torch', 'regaug', *PACKAGES), 'kind of data set')
     if prefix == 'regaug':
-        return require_known(args, '--dataset', args.dataset, ('regaug/digits',))
+        require_known(args, '--dataset', args.dataset, ('regaug/digits',))
+        return refuse_with(
+            args, '--dataset', ['--data-dir', 'data'], 'these images come with regaug; leave one of the two out'
+        )
     if prefix in PACKAGES:
         require_package(args, '--dataset', PACKAGES[prefix])
     if prefix == 'torch':
         require_known(args, '--dataset', name.lower(), TORCH_DATASETS, 'data set')
     folder = args.data_dir or args.data
+    same = args.data in (None, folder)
+    require(args, '--data-dir', same, f'contradicts the folder {args.data}')
     if not folder and prefix in ('', 'torch', 'wds'):
         raise OptionError(f'--data-dir: {spell(args, "--dataset")} needs a folder; none was given')
     if prefix in ('', 'torch'):  # others may have an address: only reading shows whether it is there
@@ -95,6 +108,24 @@ def check_folder(args: Namespace, flag: str, *, may_be_missing: bool):
     require(args, flag, not empty, 'the folder is empty')
 
 
+def check_task(args: Namespace, *single: str):
+    """Check what several labels an image need, and that no option (`single`) counts on one."""
+    with naming(args, '--target-key', '--target-format'):
+        keys = parse_target_keys(args.target_key)
+        check_target_format(args.target_format, keys)
+    kind = split_dataset_name(args)[0]
+    if args.task != 'multilabel':
+        require(args, '--target-key', not keys, 'several labels an image need --task multilabel')
+        dense = args.target_format == 'multihot'
+        return require(args, '--target-format', not dense, 'several labels an image need --task multilabel')
+    require(args, '--task', kind in PACKAGES, f'{spell(args, "--dataset")} has one label an image, as all but {_KINDS}')
+    named = args.target_key or kind != 'wds'
+    require(args, '--target-key', named, f'{spell(args, "--dataset")} has its labels under a key, which is not given')
+    fits = not keys or args.num_classes == len(keys)
+    require(args, '--num-classes', fits, f'must be {len(keys or ())}, the fields of {spell(args, "--target-key")}')
+    refuse_with(args, '--task', single, 'that is for one label an image')
+
+
 def refuse_stream(args: Namespace, flag: str, why: str):
     """Raise an `OptionError` if an option is on and the data set is a stream, without length and index."""
     stream = value_of(args, flag) and split_dataset_name(args)[0] in STREAMS
@@ -105,6 +136,10 @@ def check_loaders(args: Namespace):
     """Check what timm's loaders refuse, or fail on later."""
     repeated = not args.aug_repeats or is_distributed_env()
     require(args, '--aug-repeats', repeated, 'needs several processes, started by torchrun')
+    samples = args.train_num_samples if split_dataset_name(args)[0] in STREAMS else None
+    batches = args.train_batches_per_epoch or (math.ceil(samples / args.batch_size) if samples else math.inf)
+    in_time = args.grad_accum_steps <= batches
+    require(args, '--grad-accum-steps', in_time, f'an epoch has {batches} batches only')
     refuse_stream(args, '--aug-repeats', 'a stream cannot be repeated')
     refuse_stream(args, '--use-multi-epochs-loader', 'it then has no length')
     refuse_stream(args, '--train-img-sizes', 'a stream cannot be scheduled')

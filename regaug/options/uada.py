@@ -6,7 +6,6 @@ from regaug.options.parser import Group, Option, flag, refuse_with, require, req
 
 GROUPS = ('crop', 'flip', 'policy', 'cutout')
 LEVELS = 10
-_STEPS = ('ascend', 'random', 'descend')
 _GROUPS = 'what adapts: crop (needs --pad-crop) and flip in place of the loader, policy (two operators), cutout'
 _RANGES = "ranges of the operators: the paper's, or those of timm's increasing RandAugment"
 _STEP = 'where parameters move: up the loss, at random, or down the loss (then towards the smallest)'
@@ -18,7 +17,7 @@ TRAIN = Group(
     Option('--uada-ranges', str, 'paper', _RANGES, choices=('paper', 'timm')),
     Option('--uada-delta', int, 1, 'size of the probes, in levels and pixels', low=1),
     Option('--uada-epsilon', int, 1, 'size of the step, in levels and pixels; 0: the operators as drawn', low=0),
-    Option('--uada-step', str, 'ascend', _STEP, choices=_STEPS),
+    Option('--uada-step', str, 'ascend', _STEP, choices=('ascend', 'random', 'descend')),
     switch='--uada',
 )
 

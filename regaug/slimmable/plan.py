@@ -136,18 +136,27 @@ def _set_unit_sizes(layout: Layout):
         channels.unit_size = unit
 
 
-def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
-    """Find the modules with a weight that has channels: the slimmed ones, and the others with the reason."""
+def layer_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Find the layers of a model: modules with weights that have channels, and the names of those weights."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    layers, full = [], {}
+    layers = {}
     for module_name, module in model.named_modules():
         own = [(key, parameter) for key, parameter in module.named_parameters(recurse=False) if key.endswith('weight')]
         weights = [names[id(parameter)] for _, parameter in own if parameter.dim() > 1 and max(parameter.shape[:2]) > 1]
+        if weights:
+            layers[module_name] = weights
+    return layers
+
+
+def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
+    """Tell the slimmed layers from the others, which come with the reason."""
+    layers, full = [], {}
+    for layer, weights in layer_weights(model).items():
         if any(layout.depends_on_width(name) for name in weights):
-            layers.append(module_name)
-        elif weights:
+            layers.append(layer)
+        else:
             reasons = [why_frozen(axis) for name in weights for axis in layout.axes[name][:2]]
-            full[module_name] = ' and '.join(dict.fromkeys(filter(None, reasons))) or NOT_LEARNT
+            full[layer] = ' and '.join(dict.fromkeys(filter(None, reasons))) or NOT_LEARNT
     return layers, full
 
 

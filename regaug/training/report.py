@@ -22,15 +22,17 @@ class Report:
         args: training options.
         num_epochs: epochs of the whole run.
         primary: this process prints.
-        output_dir: folder for `--save-images`, or None.
+        output_dir: folder for timm's pictures of `--save-images`, or None.
+        pictures: `pictures.Pictures` for the first batch of each phase, or None.
         wandb_log: `wandb_log.WandbLog`, or None.
     """
 
-    def __init__(self, args, *, num_epochs, primary, output_dir=None, wandb_log=None):
+    def __init__(self, args, *, num_epochs, primary, output_dir=None, pictures=None, wandb_log=None):
         self.args = args
         self.num_epochs = num_epochs
         self.primary = primary
         self.output_dir = output_dir
+        self.pictures = pictures
         self.wandb_log = wandb_log
         self.eval_seconds = AverageMeter()
         self.phase = None
@@ -44,6 +46,11 @@ class Report:
     @property
     def wants_grad_norm(self):
         return self.args.log_wandb
+
+    @property
+    def wants_pictures(self) -> bool:
+        """The next batch is the first of its phase, and somebody looks at it."""
+        return self._picture_due and self.primary and (self.pictures is not None or self.wandb_log is not None)
 
     def start_phase(self, phase):
         """Tell once what a new phase switches off; its first batch becomes a picture."""
@@ -99,15 +106,23 @@ class Report:
                 f'{self.args.workers}), smaller images on disk or a faster disk may help.{views}'
             )
 
-    def on_batch(self, input, target, batch_idx):
-        """Keep pictures of a training batch: every one under `--save-images`, the first of a phase for W&B."""
+    def on_batch(self, input, target, batch_idx, more=()):
+        """Keep pictures of a training batch: timm's of every one under `--save-images`, more of a phase's first.
+
+        Args:
+            input, target: what the full network trained on.
+            more: pictures of the methods.
+        """
         if not self.primary:
             return
         if self.args.save_images and self.output_dir:
             path = os.path.join(self.output_dir, f'train-batch-{batch_idx}.jpg')
             save_image(input, path, padding=0, normalize=True)
-        if self._picture_due and self.wandb_log is not None and torch.is_tensor(input):
-            self.wandb_log.on_picture(input, target, self.phase)
+        if self.wants_pictures and torch.is_tensor(input):
+            if self.pictures is not None:
+                self.pictures.save(self.phase, input, target, more)
+            if self.wandb_log is not None:
+                self.wandb_log.on_picture(input, target, self.phase)
         self._picture_due = False
 
     def on_unreadable(self, count):

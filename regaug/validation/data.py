@@ -3,22 +3,24 @@
 import copy
 import logging
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
-from timm.data.target_transforms import MultiLabelTarget
 from timm.task import evaluation_sample_limit
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from regaug.data.datasets import class_index, create_dataset
-from regaug.data.samples import Samples
+from regaug.data.datasets import class_index, create_dataset, image_mode, target_kwargs
+from regaug.data.probe import check_samples
+from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision
 from regaug.errors import OptionError
 from regaug.evaluators import Needs
+from regaug.validation.model import job_name
 
 _logger = logging.getLogger('validate')
 
@@ -38,7 +40,8 @@ class EvaluationData:
         valid_labels: Outputs to keep (`--valid-labels`), None for all.
         distributed: Whether several processes share the images.
         needs: What the evaluator asks for that this view was made for.
-        network_name: Name of the network that is being evaluated, fit for a file name.
+        job_name: Name of the model and its checkpoint, fit for a file name.
+        width: Width of the network that is being evaluated, None without `--width`.
         metrics: The columns of that network so far.
 
     Raises:
@@ -61,50 +64,82 @@ class EvaluationData:
         self.precision = precision
         self.distributed = args.distributed
         self.needs = Needs()
-        self.network_name = args.model
+        self.job_name = job_name(args)
+        self.width = None
         self.metrics = {}
         self.dataset = self.open(args.split)
         self.valid_labels = read_valid_labels(args.valid_labels, num_classes) if args.valid_labels else None
         if not args.real_labels:
             self._check_classes(self.dataset)
 
-    def as_needed(self, needs: Needs, *, network_name: str, metrics: dict[str, Any]) -> 'EvaluationData':
+    def as_needed(self, needs: Needs, *, width: float | None, metrics: dict[str, Any]) -> 'EvaluationData':
         """A view of the data for one evaluator and one network."""
         view = copy.copy(self)
-        view.needs, view.network_name, view.metrics = needs, network_name, metrics
+        view.needs, view.width, view.metrics = needs, width, metrics
         return view
 
-    def open(self, split: str) -> Dataset:
-        """Open a split of the data set."""
+    @property
+    def network_name(self) -> str:
+        """Name of the network that is being evaluated, fit for a file name."""
+        return self.job_name if self.width is None else f'{self.job_name}-w{self.width:g}'
+
+    def class_name(self, label: int) -> str:
+        """Name of a class of the data set, its index where it has none."""
+        names = {index: name for name, index in (class_index(self.dataset) or {}).items()}
+        return names.get(label, str(label))
+
+    def open(self, split: str, option: str = '--split') -> Dataset:
+        """Open a split of the data set.
+
+        Args:
+            split: Its name.
+            option: The option that named it, for messages.
+        """
         args = self.args
-        multilabel = {}
-        if getattr(args, 'task', None) == 'multilabel':
-            dense = args.target_format == 'multihot'
-            multilabel = dict(
-                target_format=args.target_format, target_transform=MultiLabelTarget(self.num_classes, dense=dense)
-            )
-        return create_dataset(
+        root, channels = args.data or args.data_dir, self.data_config['input_size'][0]
+        dataset = create_dataset(
             args.dataset,
-            args.data or args.data_dir,
+            root,
             split,
+            option=option,
             download=args.dataset_download,
             load_bytes=args.tf_preprocessing,
             class_map=args.class_map,
             num_samples=args.num_samples,
             input_key=args.input_key,
-            input_img_mode=args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L'),
-            target_key=args.target_key,
+            input_img_mode=image_mode(args.input_img_mode, channels),
             trust_remote_code=args.dataset_trust_remote_code,
             seed=args.seed,
-            **multilabel,
+            **target_kwargs(args, self.num_classes),
         )
+        check_samples(dataset, channels, f'--data-dir {root} {option} {split}')
+        return dataset
 
-    def loader(self, dataset: Dataset, *, shared: bool = True, **changes: Any) -> Iterable:
+    def open_folder(self, root: Path) -> Dataset:
+        """Open a folder of images with the classes of the data set, one sub-folder each."""
+        mode = self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
+        return create_dataset('', root, '', class_map=class_index(self.dataset), input_img_mode=mode)
+
+    def labels(self) -> set[int] | None:
+        """The classes that the data set has images of, None for a stream."""
+        return None if isinstance(self.dataset, IterableDataset) else set(sample_labels(self.dataset).tolist())
+
+    def classes_with_images(self) -> set[str] | None:
+        """Their names, None where the data set does not know them."""
+        classes, labels = class_index(self.dataset), self.labels()
+        return {name for name, index in classes.items() if index in labels} if classes and labels else None
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """Some images of the data set, by their places in it."""
+        return Samples(self.dataset, indices)
+
+    def loader(self, dataset: Dataset, *, shared: bool = True, crop_only: bool = False, **changes: Any) -> Iterable:
         """Make timm's loader of a data set, with the transform of evaluation.
 
         Args:
             dataset: The images.
             shared: Deal the images out to the processes; otherwise each one gets all of them.
+            crop_only: Crop at the centre without resizing first.
             **changes: Entries of the data configuration to be replaced.
         """
         args = self.args
@@ -139,9 +174,14 @@ class EvaluationData:
                 channels=data_config['input_size'][0],
                 **common,
             )
-        return create_loader(
+        loader = create_loader(
             dataset, input_size=data_config['input_size'], tf_preprocessing=args.tf_preprocessing, **common
         )
+        if crop_only:
+            steps = loader.dataset.transform.transforms
+            first_crop = next(index for index, step in enumerate(steps) if 'Crop' in type(step).__name__)
+            del steps[:first_crop]
+        return loader
 
     def batches(self, loader: Iterable) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield the batches of a loader on the device, without the samples that only pad a process's share."""

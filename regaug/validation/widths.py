@@ -99,7 +99,7 @@ def open_training_set(args: Namespace, data: EvaluationData) -> Dataset:
         OptionError: There is no such split.
     """
     split = args.calibrate_split
-    dataset = data.open(split)
+    dataset = data.open(split, '--calibrate-split')
     source = getattr(dataset, 'reader', dataset)
     # timm takes the data folder itself for a split without a folder of its own.
     if isinstance(source, ReaderImageFolder | ImageFolder) and Path(source.root) == Path(args.data or args.data_dir):

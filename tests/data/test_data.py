@@ -55,8 +55,9 @@ def test_images_have_as_many_channels_as_the_model(image_folder, channels, mode)
 
 
 def test_an_image_mode_given_by_the_user_wins(image_folder):
-    args = train_args('--dataset', '', '--data-dir', image_folder, '--train-split', 'train', '--input-img-mode', 'L')
-    assert create_datasets(args, BYTES_CONFIG)[0][0][0].mode == 'L'
+    folder = ('--dataset', '', '--data-dir', image_folder, '--train-split', 'train', '--val-split', 'val')
+    args = train_args(*folder, '--input-img-mode', 'YCbCr')
+    assert [dataset[0][0].mode for dataset in create_datasets(args, BYTES_CONFIG)] == ['YCbCr', 'YCbCr']
 
 
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])

@@ -230,7 +230,7 @@ def test_a_data_set_of_unreadable_images_only_is_given_up(damaged_folder):
     for path in damaged_folder.glob('*/*.jpg'):
         path.write_bytes(b'')
     samples = Samples(create_dataset('', root=str(damaged_folder), split=''))
-    with pytest.raises(RuntimeError, match=r'50 unreadable images in a row, the last is .*\.jpg'):
+    with pytest.raises(OptionError, match=r'50 unreadable images in a row, the last is .*\.jpg'):
         samples[0]
     assert samples.num_unreadable == 50
 

@@ -23,6 +23,7 @@ class MemoryData:
     distributed = False
     valid_labels = None
     network_name = job_name = 'network'
+    width = None
     needs = Needs()
     device = CPU
 
@@ -36,7 +37,15 @@ class MemoryData:
         self.metrics = metrics or {}
 
     def loader(self, dataset, **kwargs):
-        return list(zip(self.images.split(self.batch_size), self.target.split(self.batch_size), strict=True))
+        indices = dataset if isinstance(dataset, list) else slice(None)
+        parts = (tensor[indices].split(self.batch_size) for tensor in (self.images, self.target))
+        return list(zip(*parts, strict=True))
+
+    def part(self, indices):
+        return indices
+
+    def to_device(self, input):
+        return input
 
     def batches(self, loader):
         return iter(loader)

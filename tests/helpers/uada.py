@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from regaug.augment.parameters import GROUPS, Augmentation, Parameters
+from regaug.augment.parameters import BASE, GROUPS, Augmentation, Parameters
 from regaug.methods.scoring import Scorer
 from regaug.methods.uada import UADA
 from tests.helpers.slimmable_oracle import make_generic
@@ -14,7 +14,7 @@ from tests.helpers.training import CLASSES, make_task
 
 HEIGHT, WIDTH, PADDING = 16, 24, 2
 FIELD = {'crop': 'offsets', 'flip': 'flips', 'policy': 'levels', 'cutout': 'boxes'}
-HIGH = {'crop': [2 * PADDING] * 2, 'policy': [9, 9], 'cutout': [HEIGHT, HEIGHT, WIDTH, WIDTH]}
+HIGH = {'flip': [1], 'crop': [2 * PADDING] * 2, 'policy': [9, 9], 'cutout': [HEIGHT, HEIGHT, WIDTH, WIDTH]}
 
 
 class Listening(Augmentation):
@@ -28,12 +28,12 @@ class Listening(Augmentation):
         self.applied = []
         return self.base
 
-    def draw_steps(self, *args):
-        self.steps = super().draw_steps(*args)
+    def draw_steps(self, *args, **kwargs):
+        self.steps = super().draw_steps(*args, **kwargs)
         return self.steps
 
     def apply(self, input, candidates, *args):
-        self.applied += candidates
+        self.applied += candidates.values()
         return super().apply(input, candidates, *args)
 
 
@@ -75,8 +75,8 @@ def row_of(params, index):
 
 
 def augment(uada, input, params):
-    [images] = Augmentation.apply(uada.augmentation, input, [params], {})
-    return images
+    images, _ = Augmentation.apply(uada.augmentation, input, {BASE: params})
+    return images[BASE]
 
 
 def small_model():
@@ -94,7 +94,7 @@ def moved_by_hand(base, group, step, sign, size=1):
     """One sample's parameters with a group moved by `size` times `sign` along its step; a flip by sign 1."""
     values = getattr(base, FIELD[group])
     if group == 'flip':
-        new = [bool(values[0]) != (sign > 0)]
+        new = [int(bool(values[0]) != (sign > 0))]
     else:
         pairs = zip(values[0].tolist(), step[0].tolist(), HIGH[group], strict=True)
         new = [[min(max(value + size * sign * sign_of(part), 0), high) for value, part, high in pairs]]
@@ -117,7 +117,7 @@ def one_sample(uada, model, input, target, index):
     candidates = [scored[0]]
     if uada.step == 'random':
         for group in groups:
-            toss = int(steps[group]) if group == 'flip' else 1
+            toss = int(steps[group] != 0) if group == 'flip' else 1
             candidates.append(score(moved_by_hand(base, group, steps[group], toss, uada.epsilon)))
         scored = candidates
     else:

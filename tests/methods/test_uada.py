@@ -87,7 +87,7 @@ def test_with_batch_statistics_choices_equal_those_of_fresh_copies_of_the_model(
     candidates = list(scored)
     ones = [1] * len(input)
     if step == 'random':
-        tosses = {group: steps[group].int().tolist() if group == 'flip' else ones for group in GROUPS}
+        tosses = {group: steps[group].abs().tolist() if group == 'flip' else ones for group in GROUPS}
         pairs = [candidate(group, tosses[group]) for group in GROUPS]
         scored += [pair[0] for pair in pairs]
         candidates += [pair[1] for pair in pairs]
@@ -211,9 +211,9 @@ def test_images_are_flipped_where_that_raises_the_loss(step, uphill):
     input, target = make_batch(count, classes=2)
     chosen, _, figures = uada(input, target, (0, 0, 0))
     flips = uada.augmentation.base.flips
-    lighter_left = (model.measure(input) > 0) != flips  # after the drawn flip
+    lighter_left = (model.measure(input) > 0) != flips.bool()  # after the drawn flip
     rises = lighter_left != (target == 1)  # a flip takes away from a positive difference
-    expected = flips ^ (rises if uphill > 0 else ~rises)
+    expected = flips ^ (rises if uphill > 0 else ~rises).long()
     assert_equal(chosen, augment(uada, input, replace(uada.augmentation.base, flips=expected)))
     assert float(figures['uada_moved']) == pytest.approx((expected != flips).float().mean().item())
     assert 0.2 < float(figures['uada_moved']) < 0.8

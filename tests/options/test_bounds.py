@@ -9,7 +9,7 @@ AT_LEAST_ONE = (
     '--batch-size --grad-accum-steps --num-classes --img-size --in-chans --input-size --lr-base-size --log-interval '
     '--val-interval --checkpoint-hist --train-num-samples --val-num-samples --train-img-sizes --train-batch-sizes '
     '--train-batches-per-epoch --naflex-train-seq-lens --naflex-max-seq-len --naflex-patch-sizes '
-    '--kd-student-feature-dim --kd-teacher-feature-dim --labels-per-class --gradaug-width-divisor --gradaug-sizes '
+    '--kd-student-feature-dim --kd-teacher-feature-dim --labels-per-class --gradaug-width-divisor '
     '--gradaug-every --cutout-size --uada-delta'
 )
 NOT_NEGATIVE = (
@@ -22,7 +22,7 @@ NOT_NEGATIVE = (
     '--label-split --max-bad-updates --gradaug --gradaug-start-epoch --gradaug-compile --maxup --maxup-warmup-epochs '
     '--gauss-sigma --uada-epsilon --refine-epochs --refine-lr --refine-fade --manifold-mixup'
 )
-POSITIVE = '--std --clip-grad --ratio --kd-temperature --gradaug-weight'
+POSITIVE = '--std --clip-grad --ratio --kd-temperature --gradaug-weight --gradaug-sizes'
 FRACTIONS = (
     '--hflip --vflip --color-jitter-prob --grayscale-prob --gaussian-blur-prob --reprob --cutmix-minmax --mixup-prob '
     '--mixup-switch-prob --drop --drop-path --drop-block --bn-momentum --model-ema-decay --train-size-random-mix'

@@ -27,17 +27,24 @@ OUR_TRAIN_OPTIONS = {
     '--label-split': 0,
     '--updates-per-epoch': None,
     '--exact-resume': False,
+    '--overwrite': False,
     '--dry-run': False,
     '--max-bad-updates': 10,
     '--gradaug': 0,
     '--gradaug-min-width': 0.9,
     '--gradaug-width-divisor': 8,
+    '--gradaug-widths': 'sandwich',
     '--gradaug-transforms': ['scale'],
     '--gradaug-sizes': None,
     '--gradaug-targets': 'soft',
     '--gradaug-subnet': 'width',
     '--gradaug-depth-rate': 0.2,
+    '--gradaug-depth-mode': 'sample',
     '--gradaug-weight': 1.0,
+    '--gradaug-batch-share': 1.0,
+    '--gradaug-average': False,
+    '--gradaug-mask-ratio': 0.5,
+    '--gradaug-mask-patch': 32,
     '--gradaug-every': 1,
     '--gradaug-start-epoch': 0,
     '--gradaug-compile': 0,
@@ -68,7 +75,36 @@ OUR_TRAIN_OPTIONS = {
     '--uada-epsilon': 1,
     '--uada-step': 'ascend',
 }
-OUR_VALIDATE_OPTIONS = {'--width': None, '--calibrate-images': 5120, '--calibrate-split': 'train'}
+OUR_VALIDATE_OPTIONS = {
+    '--width': None,
+    '--calibrate-images': 5120,
+    '--calibrate-split': 'train',
+    '--ece': False,
+    '--attack': None,
+    '--attack-eps': None,
+    '--attack-space': None,
+    '--attack-steps': 10,
+    '--attack-step-size': None,
+    '--attack-restarts': 1,
+    '--imagenet-c': None,
+    '--corruptions': None,
+    '--severities': None,
+    '--corruption-resize': False,
+    '--certify': None,
+    '--certify-n': 100_000,
+    '--certify-n0': 100,
+    '--certify-alpha': 0.001,
+    '--certify-skip': 20,
+    '--certify-file': '',
+    '--cam': None,
+    '--cam-images': 8,
+    '--cam-baseline': '',
+    '--spectrum': None,
+    '--risk': None,
+    '--export': None,
+    '--log-wandb': False,
+    '--wandb-project': None,
+}
 
 
 def describe(parser):
@@ -103,8 +139,8 @@ def test_command_line_is_timms_plus_ours(program, parser, ours):
     assert {option['flags'][0]: option['default'] for option in declared if option['flags'][0] in ours} == ours
 
 
-def test_timm_has_172_training_and_57_validation_options():
-    assert [len(FROZEN[program]) for program in ('train', 'validate')] == [172, 57]
+def test_timm_has_175_training_and_60_validation_options():
+    assert [len(FROZEN[program]) for program in ('train', 'validate')] == [175, 60]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +158,7 @@ def test_timm_has_172_training_and_57_validation_options():
                 'UADA parameters',
             ],
         ),
-        (OWN_VALIDATE, ['regaug parameters']),
+        (OWN_VALIDATE, ['regaug parameters', 'Evaluation parameters']),
     ],
 )
 def test_our_options_stand_in_groups_of_their_own(groups, titles):

@@ -43,6 +43,11 @@ REFUSALS = [
     ('--resume gone.pth', ['--resume gone.pth', 'no such file']),
     ('--input-size 3 0 32', ['--input-size 3 0 32']),
     ('--img-size 0', ['--img-size 0']),
+    ('--img-size 64 --input-size 3 32 32', ['--img-size 64', '--input-size 3 32 32']),
+    ('--img-size 32 --input-size 3 32 48', ['--img-size 32', '--input-size 3 32 48']),
+    ('--input-size 32 32 3', ['--input-size 32 32 3', 'channels come first', '--input-size 3 32 32']),
+    ('--input-size 224 192 1', ['--input-size 224 192 1', '--input-size 1 224 192']),
+    ('--input-size 32 32 3 --in-chans 3', ['--input-size 32 32 3', 'channels come first']),
     ('--input-size 1 8 8 --in-chans 3', ['--input-size 1 8 8', '--in-chans 3']),
     ('--mean 0.5 0.5', ['--mean 0.5 0.5', '3 input channels']),
     ('--std 0.5 0.5 0.5 --in-chans 1', ['--std 0.5 0.5 0.5', '1 input channels']),
@@ -50,6 +55,9 @@ REFUSALS = [
     ('--train-interpolation cubic', ['--train-interpolation cubic', 'bicubic']),
     # data
     ('--dataset regaug/letters', ['--dataset regaug/letters', 'regaug/digits']),
+    ('--data-dir images', ['--dataset regaug/digits', '--data-dir images']),
+    ('images', ['--dataset regaug/digits', 'data images']),
+    ('images --dataset= --data-dir empty', ['--data-dir empty', 'images']),
     ('--dataset torsch/cifar10', ['--dataset torsch/cifar10', 'did you mean torch']),
     ('--dataset torch/cifar11 --data-dir .', ['--dataset torch/cifar11', 'cifar10']),
     ('--dataset torch/cifar10', ['--data-dir', '--dataset torch/cifar10', 'none was given']),
@@ -77,6 +85,10 @@ REFUSALS = [
     (
         '--train-img-sizes 8 16 --train-size-schedule progressive --epochs 0 --refine-epochs 1',
         ['--epochs 0', 'progressive'],
+    ),
+    (
+        '--train-img-sizes 8 --train-batches-per-epoch 3 --grad-accum-steps 4',
+        ['--grad-accum-steps 4', 'an epoch has 3 batches'],
     ),
     ('--train-img-sizes 8 --use-multi-epochs-loader', ['--train-img-sizes 8', '--use-multi-epochs-loader']),
     ('--train-img-sizes 8 --aug-splits 2', ['--train-img-sizes 8', '--aug-splits 2']),

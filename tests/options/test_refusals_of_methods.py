@@ -22,6 +22,20 @@ REFUSALS = [
     ('--gradaug-every 0', ['--gradaug-every 0']),
     ('--gradaug-weight 0', ['--gradaug-weight 0']),
     ('--gradaug-sizes 32 0', ['--gradaug-sizes 32 0']),
+    ('--gradaug 2 --gradaug-sizes 0.5 1.5', ['--gradaug-sizes 0.5 1.5', 'whole numbers']),
+    ('--gradaug 2 --gradaug-sizes -0.5', ['--gradaug-sizes -0.5', 'positive']),
+    ('--gradaug 2 --gradaug-sizes big', ['--gradaug-sizes', "'big'"]),
+    ('--gradaug 2 --gradaug-sizes 177', ['--gradaug-sizes 177', 'training size, 176']),  # resnet10t's own
+    ('--gradaug 2 --gradaug-sizes 32 28 --img-size 28', ['--gradaug-sizes 32 28', 'training size, 28']),
+    ('--gradaug 2 --gradaug-sizes 32 --input-size 3 28 40', ['--gradaug-sizes 32', 'training size, 28']),
+    ('--gradaug 2 --gradaug-sizes 32 --train-img-sizes 16 24', ['--gradaug-sizes 32', 'training size, 24']),
+    ('--gradaug-widths none', ['--gradaug-widths', "'none'", 'uniform']),
+    ('--gradaug-depth-mode block', ['--gradaug-depth-mode', "'block'", 'batch']),
+    ('--gradaug 2 --epochs 10 --gradaug-start-epoch 10', ['--gradaug-start-epoch 10', '10 epochs']),
+    (
+        '--gradaug 2 --epochs 10 --refine-epochs 5 --refine-plain --gradaug-start-epoch 12',
+        ['--gradaug-start-epoch 12', '10 epochs'],
+    ),
     ('--gradaug-depth-rate 1', ['--gradaug-depth-rate 1']),
     ('--gradaug-transforms scale scale', ['--gradaug-transforms scale scale', 'once']),
     (

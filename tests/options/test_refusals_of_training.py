@@ -7,6 +7,11 @@ from tests.helpers.options import assert_refused
 REFUSALS = [
     # augmentation, mixing, splits
     ('--aa rand-q9', ['--aa rand-q9', 'policy']),
+    ('--aa randaug', ['--aa randaug', 'rand-m9-mstd0.5-inc1']),
+    ('--aa RandAugment', ['--aa RandAugment', 'rand-m9-mstd0.5-inc1']),
+    ('--aa agmix-m5', ['--aa agmix-m5', 'augmix-m5-w4-d2']),
+    ('--aa v1', ['--aa v1', 'v0']),
+    ('--aa strong', ['--aa strong', 'original', 'v0', '3a', 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2']),
     ('--aa rand-m9-mstdx1', ['--aa rand-m9-mstdx1', 'policy']),
     ('--aa autoaugment', ['--aa autoaugment', 'policy']),
     ('--train-crop-mode center', ['--train-crop-mode center', 'rrc']),

@@ -27,6 +27,7 @@ def workplace(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'hollow' / 'train' / 'cat').mkdir(parents=True)
+    (tmp_path / 'hollow' / 'val' / 'cat').mkdir(parents=True)
     shutil.copytree(image_folder, tmp_path / 'no_val_images')
     for path in (tmp_path / 'no_val_images' / 'val').glob('*/*'):
         path.unlink()
