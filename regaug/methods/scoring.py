@@ -200,7 +200,7 @@ def worst_of(
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     floor: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Choice:
-    """Choose for each sample the candidate with the largest score; of equal ones the first.
+    """Choose for each sample the candidate with the largest score that is a number; of equal ones the first.
 
     Args:
         candidates: (input, target, further parts), tensors [B, ...]; candidate j of sample b is row b of the j-th. Only
@@ -211,17 +211,22 @@ def worst_of(
     worst, worst_rank, index, losses = None, None, None, []
     for number, candidate in enumerate(candidates):
         loss = score(*candidate[:2])
-        rank = loss if floor is None else loss - floor(candidate[1])
+        rank = without_nan(loss if floor is None else loss - floor(candidate[1]))
         losses.append(loss)
         if worst is None:
             worst, worst_rank, index = candidate, rank, torch.zeros_like(rank, dtype=torch.long)
             continue
-        worse = (rank > worst_rank) | worst_rank.isnan()
+        worse = rank > worst_rank
         worst = tuple(select(worse, new, old) for new, old in zip(candidate, worst, strict=True))
         worst_rank = torch.where(worse, rank, worst_rank)
         index = torch.where(worse, number, index)
         del candidate
     return Choice(worst, index, torch.stack(losses))
+
+
+def without_nan(ranks: torch.Tensor) -> torch.Tensor:
+    """Ranks by which what is no number comes last: a candidate of that loss would end the training."""
+    return ranks.masked_fill(ranks.isnan(), -torch.inf)
 
 
 def select(condition: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

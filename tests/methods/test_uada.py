@@ -19,6 +19,7 @@ from tests.helpers.uada import (
     HIGH,
     WIDTH,
     Meter,
+    Noting,
     augment,
     make_batch,
     make_uada,
@@ -247,6 +248,54 @@ def test_parameters_stay_in_their_ranges_over_many_updates(delta, epsilon, step)
                 assert_equal(params.signs, uada.augmentation.base.signs)
             reached |= set(params.levels.flatten().tolist())
     assert reached == set(range(10))
+
+
+# --- losses that are no numbers -----------------------------------------------------------------------------------
+
+
+class Failing(Noting):
+    """A scorer for which some losses, others in each pass, are no numbers; those of the last sample never are."""
+
+    def __call__(self, input, target):
+        losses = super().__call__(input, target)
+        generator = torch.Generator().manual_seed(len(self.passes))
+        failed = torch.rand(len(losses), generator=generator) < 0.4
+        failed[-1] = True
+        losses[failed] = torch.nan
+        return losses
+
+
+@pytest.mark.parametrize('step', ['ascend', 'descend', 'random'])
+def test_a_loss_that_is_no_number_is_never_taken_while_there_is_another(step):
+    uada = make_uada(small_model(), frozen=True, step=step)
+    uada.scorer = Failing(uada.scorer.task)
+    input, target = make_batch(80)
+    chosen, _, _ = uada(input, target, (3, 0, 0))
+    base, *others = uada.augmentation.applied
+    scored = [losses for _, losses in uada.scorer.passes]
+    moved = dict(zip(GROUPS, others)) if step == 'random' else dict(zip(('crop', 'policy', 'cutout'), others[4:]))
+    rescored = dict(zip(moved, scored[1:] if step == 'random' else scored[5:]))
+    images, losses = [uada.scorer.passes[0][0]], [scored[0]]
+    for group in GROUPS:
+        if group in moved:
+            same = (getattr(moved[group], FIELD[group]) == getattr(base, FIELD[group])).view(80, -1).all(dim=1)
+            params, own = moved[group], rescored[group]
+        else:
+            flips = (
+                scored[2] < scored[0] if step == 'descend' else scored[2] > scored[0]
+            )  # false where one is no number
+            same, params, own = ~flips, replace(base, flips=base.flips ^ flips.long()), scored[2]
+        images.append(augment(uada, input, params))
+        losses.append(torch.where(same, scored[0], own))
+    sign, found = -1 if step == 'descend' else 1, set()
+    for sample in range(80):
+        values = [sign * loss[sample].item() for loss in losses]
+        numbers = [number for number, value in enumerate(values) if value == value]
+        expected = max(numbers, key=values.__getitem__) if numbers else 0
+        assert torch.equal(chosen[sample], images[expected][sample])
+        found.add((bool(numbers), values[0] == values[0], expected > 0))
+    assert {(False, False, False), (True, True, True), (True, True, False)} <= found
+    assert (True, False, True) in found or step != 'random'  # where the base is none, only a coin moves anything
 
 
 # --- no adaptation ------------------------------------------------------------------------------------------------
