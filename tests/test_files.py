@@ -207,7 +207,7 @@ def test_weights_that_cannot_be_used_are_refused_by_option_and_file(model, tmp_p
 
 
 @pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')
-@pytest.mark.parametrize(('kind', 'suffix'), [pair for pair in BAD_FILES if pair[0] != 'missing'])
+@pytest.mark.parametrize(('kind', 'suffix'), [pair for pair in BAD_FILES if pair[0] not in ('missing', 'other head')])
 def test_train_refuses_an_initial_checkpoint_that_cannot_be_used(image_folder, tmp_path, kind, suffix):
     path = tmp_path / f'weights{suffix}'
     write_bad(kind, make_model('test_resnet', torch.float32), path)
@@ -216,9 +216,9 @@ def test_train_refuses_an_initial_checkpoint_that_cannot_be_used(image_folder, t
     message = str(caught.value)
     assert message.startswith(f'--initial-checkpoint {path}: ')
     assert '\n' not in message
-    if kind.startswith('other'):
+    if kind == 'other model':
         assert 'does not fit ResNet: ' in message
-        assert ('conv1.0.weight' if kind == 'other model' else 'fc.weight') in message
+        assert 'conv1.0.weight' in message
     assert not (tmp_path / 'out').exists()
     assert not (tmp_path / 'victim').exists()
 
