@@ -1,4 +1,4 @@
-"""The file of `-c`: a command line shown as YAML; and args.yaml, which it reads back."""
+"""The file of `-c`: a command line written as YAML; and args.yaml, which it reads back."""
 
 from argparse import SUPPRESS
 from collections.abc import Iterable
@@ -54,7 +54,7 @@ def read_config(path: str, parser: Parser, groups: Iterable[Group]) -> dict[str,
     """Read values by attribute name from a YAML file, each line as what it stands for on the command line.
 
     Args:
-        path: The file. Its keys are names of options, shown with '-' or '_'.
+        path: The file. Its keys are names of options, written with '-' or '_'.
         parser: Of the command line, without defaults.
         groups: The options that may be set.
     """

@@ -124,7 +124,7 @@ class KeyValues(ParseKwargs):
     def __call__(self, parser, namespace, values, option_string=None):
         for value in values:
             if value and '=' not in value:
-                raise OptionError(f'{option_string} {value}: pairs are shown key=value')
+                raise OptionError(f'{option_string} {value}: pairs are written key=value')
         super().__call__(parser, namespace, values, option_string)
 
 
@@ -176,7 +176,7 @@ def is_set(value: Any) -> bool:
 
 
 def shown(args: Namespace, flag: str) -> str:
-    """Write an option as it would stand on the command line, value included."""
+    """Show an option as it would stand on the command line, value included."""
     value = value_of(args, flag)
     if value is True or value is None or value in ([], {}):
         return flag

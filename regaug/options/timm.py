@@ -7,6 +7,7 @@ from regaug.options.parser import Group, Option, flag
 _MIXING = '--mixup --cutmix --cutmix-minmax'
 _BINARY = '--bce-loss --task=multilabel'
 _METRIC = 'ranks checkpoints: top1, top5, loss; multilabel: map (unless given), micro_f1, macro_f1, sample_f1, loss'
+_YES = 'probability from which on a label counts as a yes in F1'
 _MOVING = '--train-size-schedule=progressive'
 _SCALES = ('none', 'sqrt', 'linear')
 
@@ -16,7 +17,7 @@ KD = Group(
     None,
     Option('--kd-model-name', str, None, 'distil from this pretrained timm model (the teacher)'),
     Option('--kd-distill-type', str, 'logit', 'what the student imitates', choices=('logit', 'feature', 'token')),
-    Option('--kd-loss-type', str, 'kl', 'loss of logit distillation; kl is the only one', known=('kl',)),
+    Option('--kd-loss-type', str, 'kl', 'loss of logit distillation', known=('kl',)),
     Option('--distill-loss-weight', float, None, 'weight of distillation (default: 1, or 1 - the task loss)', low=0),
     Option('--task-loss-weight', float, None, 'weight of the classification loss (default: 1)', low=0),
     Option('--kd-temperature', float, 4.0, 'softmax temperature of the distillation loss', above=0),
@@ -204,7 +205,7 @@ MISC = Group(
     Option('--output', str, '', 'folder that holds the folders of experiments (default: output/train)'),
     Option('--experiment', str, '', 'name of this experiment and of its folder (default: time, model, size)'),
     Option('--eval-metric', str, 'top1', _METRIC),
-    Option('--multilabel-threshold', float, 0.5, 'above it: yes (F1)', above=0, below=1, needs='--task=multilabel'),
+    Option('--multilabel-threshold', float, 0.5, _YES, above=0, below=1, needs='--task=multilabel'),
     Option('--tta', int, 0, 'test-time augmentation: views of each image that evaluation averages over', low=0),
     flag('--use-multi-epochs-loader', 'keep one loader iterator over all epochs'),
     flag('--log-wandb', 'log to Weights & Biases'),
@@ -214,11 +215,11 @@ MISC = Group(
     Option('--train-img-sizes', int, None, 'sides to train at, one drawn for each batch', nargs='+', low=1),
     Option('--train-batch-sizes', int, None, 'batch size of each size (default: --batch-size)', nargs='+', low=1),
     Option('--train-size-probs', float, None, 'weight of each of --train-img-sizes (default: equal)', nargs='+', low=0),
-    Option('--train-size-schedule', str, 'constant', 'change of weights', choices=('constant', 'progressive')),
+    Option('--train-size-schedule', str, 'constant', 'how the weights move', choices=('constant', 'progressive')),
     Option('--train-size-schedule-spread', float, 0.65, 'width of its window, in sizes', low=0, needs=_MOVING),
     Option('--train-size-random-mix', float, 0.1, 'share drawn from all sizes', low=0, high=1, needs=_MOVING),
     Option('--train-batches-per-epoch --train-steps-per-epoch', int, None, 'batches of one epoch', low=1),
-    Option('--variable-batch-loss-scale', str, 'none', 'loss by size', choices=_SCALES, needs='--train-img-sizes'),
+    Option('--variable-batch-loss-scale', str, 'none', 'loss by batch', choices=_SCALES, needs='--train-img-sizes'),
 )
 
 NAFLEX = Group(

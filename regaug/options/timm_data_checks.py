@@ -177,7 +177,7 @@ def check_transforms(args: Namespace):
     if args.aa:
         near = [POLICIES[name] for name in difflib.get_close_matches(args.aa.split('-')[0], POLICIES)]
         examples = ', '.join(dict.fromkeys(near or POLICIES.values()))
-        with naming(args, '--aa', hint=f'a policy is shown as in {examples}'):
+        with naming(args, '--aa', hint=f'a policy is written as in {examples}'):
             create_transform(224, is_training=True, auto_augment=args.aa)
 
 
