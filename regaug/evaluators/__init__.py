@@ -9,7 +9,7 @@ __all__ = ['CONDITION', 'Evaluator', 'Needs', 'create_evaluators']
 
 # In the order of the results. Each module has `create(args)`, None where the options do not ask for it. They are
 # imported when they are needed, since some are programs of their own too (`python -m`).
-MODULES = ('accuracy', 'attacks', 'corruptions', 'smoothing', 'cam', 'spectrum')
+MODULES = ('accuracy', 'attacks', 'corruptions', 'smoothing', 'cam', 'spectrum', 'risk')
 
 
 def create_evaluators(args: Namespace) -> list[Evaluator]:

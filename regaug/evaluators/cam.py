@@ -146,7 +146,7 @@ class ClassActivationMaps:
         return pixels.expand(-1, -1, -1, 3).numpy()
 
     def _write(self, place: int, image: np.ndarray, label: int, data: Any):
-        captions, pictures, raw = [data.class_name(label)], [image], {}
+        captions, pictures, raw = [data.class_names().get(label, str(label))], [image], {}
         for name, (_, heat, share) in sorted(self.panels[place].items(), key=lambda panel: panel[1][0]):
             raw[name] = heat.numpy()
             scaled = functional.interpolate(heat[None, None], image.shape[:2], mode='bilinear', align_corners=False)[

@@ -148,3 +148,26 @@ def test_no_batch_waits_for_the_device(data, monkeypatch, checkpoint):
     with torch.inference_mode():
         dict(Accuracy(log_freq=1000).run(model, data.as_needed(Needs(), width=None, metrics={})))
     assert len(waits) <= 4, 'one line of the log and the result, not 20 batches'
+
+
+def test_table_of_all_rows_goes_to_weights_and_biases(run, checkpoint, monkeypatch, caplog):
+    wandb = pytest.importorskip('wandb')
+    logged = []
+
+    class Run:
+        def log(self, values):
+            logged.append(values['evaluation'])
+
+        def finish(self):
+            logged.append('finished')
+
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: logged.append(kwargs['project']) or Run())
+    rows = run('--checkpoint', checkpoint, '--attack', 'fgsm', '--log-wandb', '--wandb-project', 'mine')
+    project, table, end = logged
+    assert (project, end) == ('mine', 'finished')
+    assert table.columns == [*rows[0]]
+    assert table.data == [[row[name] for name in table.columns] for row in rows]
+
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: (_ for _ in ()).throw(OSError('no network')))
+    assert run('--checkpoint', checkpoint, '--log-wandb')['top1'] == rows[0]['top1']
+    assert 'no network' in caplog.text

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from regaug.evaluators.accuracy import RealLabels
+from regaug.options import args_as_yaml, parse_train
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.validate import NUM_CLASSES, PIXELS, validate_rank
 
@@ -29,7 +30,12 @@ def argv(folder, checkpoint, tmp_path_factory):
     for severity in (1, 2):
         (root / 'corrupted' / 'fog').mkdir(parents=True, exist_ok=True)
         (root / 'corrupted' / 'fog' / str(severity)).symlink_to(root / 'odd')
+    mixing = ['--mixup', 0.8, '--cutmix', 1.0, '--aa', 'rand-m9-inc1', '--reprob', 0.3]
+    run = ['--data-dir', root, '--train-split', 'odd', '--num-classes', NUM_CLASSES, '--img-size', PIXELS, *mixing]
+    args = parse_train([str(item) for item in ('--model', 'test_resnet', '--device', 'cpu', *run)])
+    (root / 'args.yaml').write_text(args_as_yaml(args))
     return {
+        'risk': [*data, '--risk', root / 'args.yaml'],
         'corruptions': [*data, '--imagenet-c', root / 'corrupted'],
         'certify': [*data, '--certify', 0.25, '--certify-n', 40, '--certify-n0', 10, '--certify-skip', 13],
         'spectrum': [*data, '--spectrum', root / 'spectrum'],
@@ -62,7 +68,9 @@ def judge_real_labels(rank, world_size):
     return judge.compute(distributed=world_size > 1)
 
 
-@pytest.mark.parametrize('case', ['widths', 'valid labels', 'fgsm', 'pgd', 'corruptions', 'certify', 'spectrum'])
+@pytest.mark.parametrize(
+    'case', ['widths', 'valid labels', 'fgsm', 'pgd', 'corruptions', 'certify', 'spectrum', 'risk']
+)
 def test_two_ranks_give_the_rows_of_one_process(argv, ranks, case):
     if case == 'spectrum':
         (written,) = Path(argv[case][-1]).glob('*.npz')
