@@ -25,8 +25,8 @@ from torch import nn
 from regaug.augment.operators import NUM_LEVELS, OPERATORS
 from regaug.augment.parameters import BASE, Augmentation, Parameters
 from regaug.errors import OptionError
-from regaug.methods import Metrics
-from regaug.methods.scoring import Scorer, Selection, select, without_nan
+from regaug.methods import Metrics, Pictures
+from regaug.methods.scoring import SHOWN, Scorer, Selection, Selector, select, without_nan
 from regaug.seeds import derived_seed
 
 
@@ -47,7 +47,7 @@ class Candidates:
     passes: int
 
 
-class UADA:
+class UADA(Selector):
     """Chooses the augmentation of each sample.
 
     Args:
@@ -76,6 +76,7 @@ class UADA:
         self.delta = delta
         self.epsilon = epsilon
         self.step = step
+        self._shown = None
 
     @torch.no_grad()
     def __call__(
@@ -106,6 +107,9 @@ class UADA:
         images, *others = candidates.images.values()
         for number, moved in enumerate(others, start=1):
             images = select(index == number, moved, images)
+        if self.keep_pictures:
+            pairs = torch.stack([candidates.images[BASE][: SHOWN // 2], images[: SHOWN // 2]], dim=1)
+            self._shown = pairs, candidates.losses, index
         return images, target, self.metrics(candidates, index, steps.get('policy'))
 
     def move_by_probes(
@@ -177,6 +181,17 @@ class UADA:
         """Number of the candidate that each sample trains on, int64 [B]; of equal ones the first, NaN last."""
         losses = torch.stack(list(candidates.losses.values()))
         return without_nan(-losses if self.step == 'descend' else losses).argmax(dim=0)
+
+    def pictures(self) -> Pictures:
+        """The first samples as they were drawn and, each after that, as they are trained on, with their losses."""
+        if self._shown is None:
+            return []
+        pairs, losses, index = self._shown
+        values, names, captions = torch.stack(list(losses.values())).T.tolist(), list(losses), []
+        for sample, number in enumerate(index[: len(pairs)].tolist()):
+            before, after = values[sample][0], values[sample][number]
+            captions += [f'loss {before:.2f}', f'{names[number]}: loss {after:.2f}' if number else 'as it was drawn']
+        return [('uada', pairs.flatten(0, 1), captions)]
 
     def metrics(self, candidates: Candidates, index: torch.Tensor, step: torch.Tensor | None) -> Metrics:
         """What to log about the choice.
