@@ -208,7 +208,8 @@ def plan_subnetworks(args, model, input_size):
         rates = take_drop_path(model)
         if not rates:
             raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
-        return functools.partial(DepthTwin, rates=rates), lambda width: 1.0, f'drop path in {len(rates)} blocks'
+        make_subnet = functools.partial(DepthTwin, rates=rates, mode=args.gradaug_depth_mode)
+        return make_subnet, lambda width: 1.0, f'drop path in {len(rates)} blocks'
     try:
         plan = SlimmablePlan(model, input_size)
     except ValueError as error:
