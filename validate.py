@@ -99,6 +99,8 @@ def validate(args: Namespace) -> list[dict[str, Any]]:
         with gradient_mode(evaluators):
             warm_up(args, network, data)
             evaluated = evaluate(evaluators, network, data, columns.get('width'))
+        if unreadable := data.count_unreadable():
+            evaluated[0]['unreadable'] = unreadable
         rows += result_rows(args, evaluated, data_config, num_params, columns)
     return rows
 

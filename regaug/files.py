@@ -1,6 +1,7 @@
 """Files that both scripts share: written whole or not at all, checkpoints and weights read with clear messages."""
 
 import argparse
+import logging
 import os
 import zipfile
 from collections.abc import Mapping
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from timm.models import load_state_dict
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
 
 from regaug.errors import OptionError
 
-_NUMPY = ('.npz', '.npy')  # read by timm's models themselves
+_logger = logging.getLogger('train')
+NUMPY = ('.npz', '.npy')  # suffixes of weights that timm's models read themselves
 
 
 def write_whole(path, text):
@@ -85,14 +88,19 @@ def read_weights(path, option, *, use_ema=True):
     """
     if not Path(path).is_file():
         raise OptionError(f'{option} {path}: there is no such file.')
-    if Path(path).suffix.lower() != '.safetensors':
-        read_checkpoint(path, option, mmap=True)
     try:
-        state_dict = load_state_dict(str(path), use_ema=use_ema)
-        check_finite(state_dict, option, path)
-        return state_dict
+        is_safe = Path(path).suffix.lower() == '.safetensors'
+        checkpoint = load_file(path) if is_safe else read_checkpoint(path, option, mmap=True)
     except SafetensorError as error:
         raise OptionError(f'{option} {path}: truncated, or no safetensors file ({error}).') from error
+    keys = (*(('state_dict_ema', 'model_ema') if use_ema else ()), 'state_dict', 'model')
+    key = next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
+    if key in ('state_dict_ema', 'model_ema'):
+        _logger.info(f'{option} {path}: the moving average of the weights is taken ({key}).')
+    state_dict = checkpoint if key is None else checkpoint[key]
+    state_dict = clean_state_dict({name: value for name, value in state_dict.items() if isinstance(name, str)})
+    check_finite(state_dict, option, path)
+    return state_dict
 
 
 def check_weights(state_dict, model, option, path):
@@ -130,7 +138,7 @@ def load_weights(model, path, *, use_ema, option):
         OptionError: when the file is missing, truncated, foreign or does not fit.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in _NUMPY:
+    if suffix in NUMPY:
         if not Path(path).is_file():
             raise OptionError(f'{option} {path}: there is no such file.')
         if not hasattr(model, 'load_pretrained'):

@@ -5,10 +5,10 @@ import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
+from regaug.data.counted import left_out
 from regaug.data.subsets import sample_labels, stratified_subset
 from regaug.errors import OptionError
 
@@ -16,7 +16,6 @@ _logger = logging.getLogger('train')
 _UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # no second look, which a bad network may pass
 _MAX_NEIGHBOURS = 50  # so many unreadable images in a row are no accident
 _NAMED = 10  # unreadable evaluation images that the log names
-_LEFT_OUT = -100  # class index that marks them
 
 
 class DataError(OptionError):
@@ -35,7 +34,7 @@ class Samples(Dataset):
     Args:
         dataset: map-style data set that returns (image, class index), or a vector of labels in place of the index.
         indices: which samples, in which order; all when None.
-        leave_out: an unreadable image does not count: its replacement has a target that `readable` knows.
+        leave_out: an unreadable image does not count: its replacement has a target that `Counted` knows.
 
     Raises:
         DataError: when 50 samples in a row cannot be read.
@@ -108,18 +107,6 @@ class Samples(Dataset):
             return self.dataset.filename(index, basename=basename, absolute=absolute)
         samples = getattr(self.dataset, 'samples', None)  # torchvision's folders
         return samples[index][0] if samples else f'sample {index}'
-
-
-def left_out(target):
-    """What takes the place of the target of an unreadable image: it tells `readable`, and no loss can take it."""
-    if torch.is_tensor(target) and target.ndim:
-        return torch.full_like(target, float('nan'))
-    return _LEFT_OUT
-
-
-def readable(target: torch.Tensor) -> torch.Tensor:
-    """Which samples of a batch are images that could be read, bool [B]; targets [B] or [B, K]."""
-    return target != _LEFT_OUT if target.ndim == 1 else ~target.isnan().any(dim=1)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch import nn
 
+from regaug.errors import OptionError
 from regaug.evaluators.calibration import Calibration
 from regaug.evaluators.evaluator import Needs
 from regaug.evaluators.progress import Progress
@@ -127,6 +128,8 @@ class RealLabels:
     def compute(self, distributed: bool = False) -> dict[str, float]:
         """`top1` and `top5` in per cent."""
         best = gather_samples(torch.cat(self.best), distributed).tolist()
+        if len(best) != len(self.labels):
+            raise OptionError('--real-labels: go by the order of the images, of which some cannot be read.')
         judged = [(row, labels) for row, labels in zip(best, self.labels, strict=True) if labels]
         return {f'top{k}': 100 * mean(not labels.isdisjoint(row[:k]) for row, labels in judged) for k in (1, 5)}
 

@@ -88,6 +88,9 @@ class Method:
     def train(self, mode: bool):
         """Follow the task's `train()` and `eval()`."""
 
+    def close(self):
+        """End processes that belong to the method; the run is over."""
+
     def select(self, input: torch.Tensor, target: torch.Tensor, context: Context):
         """Choose what to train on, without gradient.
 

@@ -170,21 +170,12 @@ class GradAug(Method):
 
         def subnet_term(draw, index):
             def term():
-                self.subnet.set(draw.width)
-                rows = rows_of(index - 1, len(input), self.batch_share)
-                seed = derived_seed('mask', self.seed, *context.key, index)
-                masking = dict(mask_ratio=self.mask_ratio, mask_patch=self.mask_patch)
-                inputs = transform(input[rows], replace(draw, seed=seed), self.transforms, **masking)
-                if self.keep_pictures:
-                    self._seen[f'sub{index}'] = inputs, draw
-                # What dropout and drop path draw differs from rank to rank, from micro-batch to micro-batch.
-                varies = (self.seed, context.num_updates, (context.rank, context.micro_batch), index)
-                with separate_randomness(input.device, *varies), context.autocast():
-                    output = self._forward(inputs, context.network)
-                    if self.targets == 'hard':
-                        loss = context.criterion(output, target[rows])
+                output, rows = self.run_subnet(draw, index, input, context)
                 taught = teacher['output'][rows]
-                if self.targets == 'soft':
+                if self.targets == 'hard':
+                    with context.autocast():
+                        loss = context.criterion(output, target[rows])
+                else:
                     loss = soft_label_loss(output, taught, context.criterion)
                 agreement = (output.argmax(dim=-1) == taught.argmax(dim=-1)).float().mean()
                 result = {'loss': self.weight * loss, 'output': output, 'agreement': agreement, **weight}
@@ -196,6 +187,31 @@ class GradAug(Method):
 
         subnets = [(f'sub{index}', subnet_term(draw, index)) for index, draw in enumerate(draws, start=1)]
         return [(name, full_term), *others, *subnets]
+
+    def run_subnet(self, draw, index, input, context, *kind):
+        """Run a sub-network on the rows of a batch that it sees, transformed.
+
+        Args:
+            draw: `Draw`.
+            index: which sub-network of the update this is, from 1.
+            input: images [B, C, H, W].
+            context: `Context`.
+            *kind: what random numbers differ by from those for another batch of the same update.
+
+        Returns:
+            (logits, rows): [b, K], and which rows of the batch these are.
+        """
+        self.subnet.set(draw.width)
+        rows = rows_of(index - 1, len(input), self.batch_share)
+        seed = derived_seed('mask', self.seed, *context.key, index, *kind)
+        masking = dict(mask_ratio=self.mask_ratio, mask_patch=self.mask_patch)
+        inputs = transform(input[rows], replace(draw, seed=seed), self.transforms, **masking)
+        if self.keep_pictures and not kind:
+            self._seen[f'sub{index}'] = inputs, draw
+        # What dropout and drop path draw differs from rank to rank, from micro-batch to micro-batch.
+        varies = (self.seed, context.num_updates, (context.rank, context.micro_batch), index, *kind)
+        with separate_randomness(input.device, *varies), context.autocast():
+            return self._forward(inputs, context.network), rows
 
     def _forward(self, input, network):
         """Logits of the sub-network that is set, through DDP where it has to know of them."""

@@ -26,7 +26,7 @@ from regaug.augment.operators import NUM_LEVELS, OPERATORS
 from regaug.augment.parameters import BASE, Augmentation, Parameters
 from regaug.errors import OptionError
 from regaug.methods import Metrics
-from regaug.methods.scoring import Scorer, Selection, select
+from regaug.methods.scoring import Scorer, Selection, select, without_nan
 from regaug.seeds import derived_seed
 
 
@@ -169,9 +169,9 @@ class UADA:
         return Candidates(params, images, {BASE: losses[BASE], **known}, passes)
 
     def choose(self, candidates: Candidates) -> torch.Tensor:
-        """Number of the candidate that each sample trains on, int64 [B]; of equal ones the first."""
+        """Number of the candidate that each sample trains on, int64 [B]; of equal ones the first, NaN last."""
         losses = torch.stack(list(candidates.losses.values()))
-        return losses.argmin(dim=0) if self.step == 'descend' else losses.argmax(dim=0)
+        return without_nan(-losses if self.step == 'descend' else losses).argmax(dim=0)
 
     def metrics(self, candidates: Candidates, index: torch.Tensor, step: torch.Tensor | None) -> Metrics:
         """What to log about the choice.

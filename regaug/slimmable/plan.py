@@ -69,6 +69,7 @@ class SlimmablePlan:
         self.layout: Layout = trace.labels.layout
         self._costs = trace.labels.costs
         _set_unit_sizes(self.layout)
+        self._kinds = self.layout.kinds()
         self.layers, self.full = _classify(pristine, self.layout)
         if not self.layers:
             raise ValueError(f'{self._model_name} has no layer that can be slimmed: {self.reasons()}')
@@ -84,6 +85,10 @@ class SlimmablePlan:
         if width_divisor < 1:
             raise ValueError(f'width divisor must be at least 1, not {width_divisor}')
         return Counts(lambda channels: kept_units(channels.units, channels.unit_size, width, width_divisor))
+
+    def rounded(self, width: float, width_divisor: int = 8) -> tuple[int, ...]:
+        """Return a key that widths have in common if they round to the same channels everywhere."""
+        return tuple(map(self.counts(width, width_divisor).units, self._kinds))
 
     def kept(self, width: float, width_divisor: int = 8) -> tuple[float, float]:
         """Return the fractions of parameters and of multiply-adds (convolutions, matrix products) that remain."""

@@ -6,11 +6,12 @@ from collections import OrderedDict
 from contextlib import nullcontext
 
 import torch
-from timm.task import evaluation_sample_limit
 from timm.utils import AverageMeter, reduce_tensor
 
+from regaug.data.counted import Counted
 from regaug.device import to_device
 from regaug.evaluators.accuracy import accumulate
+from regaug.evaluators.ranks import sum_over_ranks
 from regaug.training.averages import FULL, TermAverages, UpdateRecord, note_losses
 from regaug.training.interrupt import Diverged, Interrupted
 
@@ -225,13 +226,15 @@ class Engine:
             ema: it is the moving average (for the log).
 
         Returns:
-            timm's metrics over all ranks: `loss` and, in per cent, `top1` and `top5`.
+            timm's metrics over all ranks: `loss` and, in per cent, `top1` and `top5` (for several labels an image
+            `map` and F1 scores); also `unreadable`, the number of images left out, if some cannot be read.
 
         Raises:
             Interrupted: a signal asked for a stop.
         """
         args = self.args
-        evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+        evaluator = self.task.create_evaluator()
+        counted = Counted(loader)
         iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
         batch_time = AverageMeter()
         last_idx = len(loader) - 1
@@ -247,7 +250,8 @@ class Engine:
                 if args.tta > 1:
                     output = output.unfold(0, args.tta, args.tta).mean(dim=2)
                     target = target[:: args.tta]
-            return output, target
+            index = counted(target)
+            return output[index], target[index]
 
         def after_batch(batch_idx, target):
             nonlocal start
@@ -259,7 +263,9 @@ class Engine:
                 raise Interrupted(0)
 
         accumulate([evaluator], loader, forward, after_batch)
-        return evaluator.compute(distributed=args.distributed)
+        metrics = evaluator.compute(distributed=args.distributed)
+        unreadable = sum_over_ranks(torch.tensor(counted.unreadable, device=self.device), args.distributed)
+        return metrics | ({'unreadable': int(unreadable)} if unreadable else {})
 
 
 def mean_lr(optimizer):

@@ -10,9 +10,9 @@ from torch import nn
 
 from regaug import methods
 from regaug.errors import OptionError
-from regaug.files import check_weights, read_weights
 from regaug.slimmable.shapes import shape_error
 from regaug.slimmable.structure import batch_norms
+from regaug.training.weights import forget_weights, load_initial, pretrained_overlay
 
 _logger = logging.getLogger('train')
 
@@ -45,24 +45,23 @@ def build_model(args):
     wanted = methods.model_kwargs(args)
     for kwargs in wanted.values():
         factory_kwargs |= kwargs
-    weights = dict(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint)
+    weights = dict(pretrained=args.pretrained)
     if args.pretrained_path:
-        weights['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
-    for option, path in (
-        ('--initial-checkpoint', args.initial_checkpoint),
-        ('--pretrained-path', args.pretrained_path),
-    ):
-        if path and not str(path).lower().endswith(('.npz', '.npy')):
-            read_weights(path, option)
+        weights = dict(pretrained=True, pretrained_cfg_overlay=pretrained_overlay(args.model, args.pretrained_path))
     try:
         model = create_model(args.model, **weights, **factory_kwargs)
-    except RuntimeError as error:
-        explain_weights(args, factory_kwargs, error)
-        raise
+    except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
+        if not args.pretrained_path or isinstance(error, OptionError):
+            raise
+        raise OptionError(f'--pretrained-path {args.pretrained_path}: {" ".join(str(error).split())}') from error
     except TypeError as error:
         by_methods = [option for option, kwargs in wanted.items() if any(name in str(error) for name in kwargs)]
         options = ', '.join(by_methods) or '--drop-path, --model-kwargs, ...'
         raise OptionError(f'--model {args.model}: {error} ({options})') from error
+    if args.pretrained_path:
+        forget_weights(model, args.pretrained_path)
+    if args.initial_checkpoint:
+        load_initial(model, args.initial_checkpoint)
     if args.head_init_scale is not None:
         with torch.no_grad():
             model.get_classifier().weight.mul_(args.head_init_scale)
@@ -77,17 +76,6 @@ def build_model(args):
         except (AssertionError, AttributeError) as error:
             raise OptionError(f'--grad-checkpointing: --model {args.model} does not support it.') from error
     return model
-
-
-def explain_weights(args, factory_kwargs, error):
-    """Say which weights do not fit, if that is what went wrong."""
-    if args.initial_checkpoint:
-        with torch.device('meta'):
-            model = create_model(args.model, **factory_kwargs)
-        state_dict = read_weights(args.initial_checkpoint, '--initial-checkpoint')
-        check_weights(state_dict, model, '--initial-checkpoint', args.initial_checkpoint)
-    if args.pretrained_path:
-        raise OptionError(f'--pretrained-path {args.pretrained_path}: {" ".join(str(error).split())}') from error
 
 
 def place_model(model, args, *, device, model_dtype):

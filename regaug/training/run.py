@@ -79,6 +79,8 @@ class Run:
     def close(self):
         """End the loaders' workers, and let go of the folder."""
         self.train_data = self.eval_loader = None
+        for method in self.methods:
+            method.close()
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None

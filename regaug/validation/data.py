@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
-from timm.task import evaluation_sample_limit
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from regaug.data.counted import Counted
 from regaug.data.datasets import class_index, create_dataset, image_mode, target_kwargs
 from regaug.data.probe import check_samples
 from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision
 from regaug.errors import OptionError
 from regaug.evaluators import Needs
+from regaug.evaluators.ranks import sum_over_ranks
 from regaug.validation.model import job_name
 from regaug.validation.training_images import TrainingImages
 
@@ -44,6 +45,7 @@ class EvaluationData:
         job_name: Name of the model and its checkpoint, fit for a file name.
         width: Width of the network that is being evaluated, None without `--width`.
         metrics: The columns of that network so far.
+        passes: What counted in each pass over images for the network.
 
     Raises:
         OptionError: Data or labels are missing, or do not fit the model.
@@ -68,6 +70,7 @@ class EvaluationData:
         self.job_name = job_name(args)
         self.width = None
         self.metrics = {}
+        self.passes = []
         self.dataset = self.open(args.split)
         self.valid_labels = read_valid_labels(args.valid_labels, num_classes) if args.valid_labels else None
         if not args.real_labels:
@@ -152,7 +155,7 @@ class EvaluationData:
         if self.needs.pixels:
             data_config |= {'mean': (0.0,) * len(data_config['mean']), 'std': (1.0,) * len(data_config['std'])}
         if not isinstance(dataset, IterableDataset | Samples):
-            dataset = Samples(dataset)
+            dataset = Samples(dataset, leave_out=True)
         elif self.distributed and isinstance(dataset, IterableDataset):
             workers = min(2, workers)  # these readers pad every worker's share to equal length
         common = dict(
@@ -188,15 +191,22 @@ class EvaluationData:
         return loader
 
     def batches(self, loader: Iterable) -> Iterator[tuple[Any, torch.Tensor]]:
-        """Yield the batches of a loader on the device, without the samples that only pad a process's share."""
-        left = evaluation_sample_limit(loader)
+        """Yield the batches of a loader on the device, without the samples that do not count (`Counted`)."""
+        counted = Counted(loader)
+        self.passes.append(counted)
         for input, target in loader:
-            if left is not None and left < len(target):
-                input, target = first_samples(input, left), target[:left]
-                if not left:
-                    return
-            left = None if left is None else left - len(target)
-            yield self.to_device(input), target.to(self.device)
+            index = counted(target)
+            if len(target := target[index]):
+                yield self.to_device(samples_of(input, index)), target.to(self.device)
+
+    def count_unreadable(self) -> int:
+        """How many images the evaluation of a network left out, in all processes, because they cannot be read."""
+        found = max((counted.unreadable for counted in self.passes), default=0)
+        self.passes.clear()
+        count = int(sum_over_ranks(torch.tensor(found, device=self.device), self.distributed))
+        if count:
+            _logger.warning(f'{count} images of --split {self.args.split} cannot be read and were left out.')
+        return count
 
     def to_device(self, input: Any) -> Any:
         """Bring an input to the device, the number format and the memory format of the model.
@@ -256,11 +266,11 @@ class EvaluationData:
             _logger.warning(f'The model has {outputs} outputs for {found} classes of the data.')
 
 
-def first_samples(input: Any, count: int) -> Any:
-    """The first samples of a batch: a tensor, or NaFlex's dict of tensors."""
+def samples_of(input: Any, index: slice | torch.Tensor) -> Any:
+    """Some samples of a batch: a tensor, or NaFlex's dict of tensors."""
     if isinstance(input, dict):
-        return {key: value[:count] if torch.is_tensor(value) else value for key, value in input.items()}
-    return input[:count]
+        return {key: value[index] if torch.is_tensor(value) else value for key, value in input.items()}
+    return input[index]
 
 
 def read_valid_labels(path: str, num_classes: int) -> list[int]:

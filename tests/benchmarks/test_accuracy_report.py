@@ -202,7 +202,8 @@ def test_runs_come_seed_by_seed_after_those_that_tell_the_cost(tmp_path):
 
 def test_longer_run_waits_for_the_running_ones_that_tell_its_cost(tmp_path):
     harness = make_harness(tmp_path, seeds=4)
-    assert not harness.ready(('plain-time-of-method', 0), {1: (None, 'method', 2, 0.0)})
+    assert not harness.ready(('plain-time-of-method', 0), {1: (None, 'method', 2, 0.0), 2: (None, 'same', 2, 0.0)})
+    assert not harness.ready(('plain-time-of-method', 3), {1: (None, 'plain', 0, 0.0)})
     assert harness.ready(('plain-time-of-method', 0), {1: (None, 'same', 2, 0.0), 2: (None, 'method', 3, 0.0)})
     assert harness.ready(('same', 3), {1: (None, 'method', 2, 0.0)})
 

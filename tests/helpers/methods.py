@@ -13,6 +13,7 @@ from tests.helpers.training import CLASSES, train_args
 PHASES = ('--epochs', 3, '--refine-epochs', 1, '--refine-fade', 1, '--refine-lr', 0.01)
 NUM_EPOCHS, MAIN_EPOCH, REFINE_EPOCH = 4, 1, 3
 INPUT_SIZE = (3, 32, 32)
+INTENSIVE = ('--mixup', 0.8, '--cutmix', 1.0, '--aa', 'rand-m9', '--reprob', 1.0, '--workers', 1)  # timm's own
 
 
 @dataclass(frozen=True)

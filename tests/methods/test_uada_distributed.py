@@ -1,4 +1,4 @@
-"""UADA in two processes that train together: gradients, draws, figures."""
+"""UADA in two processes that train together: gradients, draws, metrics."""
 
 import copy
 
@@ -42,7 +42,7 @@ def raw_batches(count=4, size=4):
 
 
 def train_rank(case, rank, world_size=1):
-    """An epoch of 4 batches; what was chosen, the gradients of each update, figures and buffers."""
+    """An epoch of 4 batches; what was chosen, the gradients of each update, metrics and buffers."""
     torch.manual_seed(1)
     model = make_model()
     task = make_task(model, rank=rank)
@@ -61,10 +61,10 @@ def train_rank(case, rank, world_size=1):
     engine = make_engine(task, optimizer, '--grad-accum-steps', CASES[case], rank=rank, world_size=world_size)
     if world_size > 1:
         task.prepare_distributed(device_ids=None)
-    figures = engine.train_one_epoch(0, raw_batches())
+    metrics = engine.train_one_epoch(0, raw_batches())
     return {
         'gradients': seen,
-        'figures': dict(figures),
+        'metrics': dict(metrics),
         'chosen': [input for (input, _, _), _ in chosen],
         'keys': [key for _, key in chosen],
     }
@@ -77,7 +77,7 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_gradients_and_figures_are_the_mean_of_single_processes(case, ranks):
+def test_gradients_and_metrics_are_the_mean_of_single_processes(case, ranks):
     alone = [train_rank(case, rank) for rank in range(RANKS)]
     assert len(alone[0]['gradients']) == 4 / CASES[case]
     for update, single in enumerate(zip(*(run['gradients'] for run in alone), strict=True)):
@@ -86,9 +86,9 @@ def test_gradients_and_figures_are_the_mean_of_single_processes(case, ranks):
             assert_close(ranks[rank][case]['gradients'][update], mean)
         with pytest.raises(AssertionError):
             assert_close(single[0], mean, tolerance=1e-2)  # the ranks' own gradients differ
-    mean = {name: (alone[0]['figures'][name] + alone[1]['figures'][name]) / 2 for name in alone[0]['figures']}
+    mean = {name: (alone[0]['metrics'][name] + alone[1]['metrics'][name]) / 2 for name in alone[0]['metrics']}
     for rank in range(RANKS):
-        assert ranks[rank][case]['figures'] == pytest.approx(mean, rel=1e-5, abs=1e-7)
+        assert ranks[rank][case]['metrics'] == pytest.approx(mean, rel=1e-5, abs=1e-7)
         assert_equal(ranks[rank][case]['chosen'], alone[rank]['chosen'])
 
 

@@ -99,16 +99,16 @@ def test_draws_are_others_for_each_seed_update_rank_and_micro_batch(key, seed):
     assert all(first[name] != other[name] for name in first)
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('case', ['all', 'descend', 'random', 'epsilon 3', 'policy'])
-def test_figures_equal_those_counted_sample_by_sample(case):
+def test_metrics_equal_those_counted_sample_by_sample(case):
     model = small_model()
     uada = make_uada(model, frozen=True, **CASES[case])
     size = 48
     input, target = make_batch(size)
-    _, _, figures = uada(input, target, (2, 0, 0))
+    _, _, metrics = uada(input, target, (2, 0, 0))
     groups = list(uada.augmentation.steps)
     moved = dict.fromkeys(groups, 0)
     operators, levels = dict.fromkeys(OPERATORS, 0), [0] * 10
@@ -131,7 +131,7 @@ def test_figures_equal_those_counted_sample_by_sample(case):
     expected |= {f'uada_moved_{group}': count / size for group, count in moved.items()}
     expected |= {f'uada_operator/{name}': count / total for name, count in operators.items()}
     expected |= {f'uada_level/{level}': count / (2 * size) for level, count in enumerate(levels)}
-    others = {name: float(value) for name, value in figures.items() if name not in ('uada_passes', 'uada_gain')}
+    others = {name: float(value) for name, value in metrics.items() if name not in ('uada_passes', 'uada_gain')}
     assert others == pytest.approx(expected, abs=1e-6)
 
 
@@ -139,8 +139,8 @@ def test_figures_equal_those_counted_sample_by_sample(case):
 def test_shares_add_up(kwargs):
     uada = make_uada(small_model(), **kwargs)
     for update in range(3):
-        _, _, figures = uada(*make_batch(40, seed=update), (update, 0, 0))
-        values = {name: float(value) for name, value in figures.items()}
+        _, _, metrics = uada(*make_batch(40, seed=update), (update, 0, 0))
+        values = {name: float(value) for name, value in metrics.items()}
         groups = kwargs.get('groups', GROUPS)
         assert {name for name in values if name.startswith('uada_moved_')} == {f'uada_moved_{name}' for name in groups}
         assert sum(values[f'uada_moved_{name}'] for name in groups) == pytest.approx(values['uada_moved'], abs=1e-6)
@@ -152,5 +152,5 @@ def test_shares_add_up(kwargs):
 
 
 def test_without_a_policy_there_are_no_histograms():
-    _, _, figures = make_uada(small_model(), ['crop', 'flip'])(*make_batch(), (0, 0, 0))
-    assert set(figures) == {'uada_passes', 'uada_gain', 'uada_moved', 'uada_moved_crop', 'uada_moved_flip'}
+    _, _, metrics = make_uada(small_model(), ['crop', 'flip'])(*make_batch(), (0, 0, 0))
+    assert set(metrics) == {'uada_passes', 'uada_gain', 'uada_moved', 'uada_moved_crop', 'uada_moved_flip'}

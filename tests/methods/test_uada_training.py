@@ -35,14 +35,14 @@ ALL = ('--uada-groups', 'crop', 'flip', 'policy', 'cutout', '--pad-crop', 4)
 PLAIN = ('--color-jitter', 0, '--hflip', 0)
 UADA_ALL = ('--uada', *ALL, '--epochs', 1)
 HISTOGRAMS = {f'uada_operator/{name}' for name in OPERATORS} | {f'uada_level/{level}' for level in range(10)}
-FIGURES = {'uada_passes', 'uada_gain', 'uada_moved', 'uada_moved_policy'}
+METRICS = {'uada_passes', 'uada_gain', 'uada_moved', 'uada_moved_policy'}
 OTHER_GROUPS = {'uada_moved_crop', 'uada_moved_flip', 'uada_moved_cutout'}
 
 
-def assert_figures_make_sense(row, passes=8):
-    """An epoch's figures: passes, a gain, shares that add up."""
+def assert_metrics_make_sense(row, passes=8):
+    """An epoch's metrics: passes, a gain, shares that add up."""
     values = {name.removeprefix('train_'): float(value) for name, value in row.items() if name.startswith('train_uada')}
-    assert set(values) == FIGURES | OTHER_GROUPS | HISTOGRAMS
+    assert set(values) == METRICS | OTHER_GROUPS | HISTOGRAMS
     assert values['uada_passes'] == passes
     assert values['uada_gain'] > 0
     assert 0 < values['uada_moved'] <= 1 + 1e-6
@@ -74,7 +74,7 @@ def assert_figures_make_sense(row, passes=8):
 def test_uada_trains_together_with_timms_options(options, passes, train):
     folder = train(*UADA_ALL, *options)
     [row] = read_summary(folder)
-    assert_figures_make_sense(row, passes)
+    assert_metrics_make_sense(row, passes)
     assert np.isfinite(float(row['train_loss']))
     if '--gradaug' in options:
         assert float(row['train_sub1_loss']) > 0 and float(row['train_sub2_width']) == 0.9
@@ -89,7 +89,7 @@ def test_uada_trains_together_with_timms_options(options, passes, train):
 def test_grey_images_train(train):
     grey = ('--input-size', 1, 32, 32, '--in-chans', 1, '--input-img-mode', 'L', '--mean', 0.5, '--std', 0.25)
     [row] = read_summary(train(*UADA_ALL, *grey))
-    assert_figures_make_sense(row)
+    assert_metrics_make_sense(row)
 
 
 @contextlib.contextmanager
@@ -153,10 +153,10 @@ def test_with_epsilon_0_the_operators_run_without_adaptation(train, caplog):
 # --- the log --------------------------------------------------------------------------------------------------------
 
 
-def test_the_console_has_the_figures_without_the_histograms_and_the_summary_has_all(train, caplog):
+def test_the_console_has_the_metrics_without_the_histograms_and_the_summary_has_all(train, caplog):
     log = follow_log(caplog)
     [row] = read_summary(train(*UADA_ALL, '--log-interval', 1))
-    assert_figures_make_sense(row)
+    assert_metrics_make_sense(row)
     lines = [record.message for record in log.records if record.message.startswith('Train: ')]
     assert len(lines) == 4
     names = ('uada_passes', 'uada_gain', 'uada_moved', 'uada_moved_crop', 'uada_moved_flip', 'uada_moved_policy')
@@ -167,7 +167,7 @@ def test_the_console_has_the_figures_without_the_histograms_and_the_summary_has_
         assert 'uada_operator' not in line and 'uada_level' not in line
 
 
-def test_wandb_has_the_figures_of_every_log_interval_and_epoch(train, monkeypatch, tmp_path):
+def test_wandb_has_the_metrics_of_every_log_interval_and_epoch(train, monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith('WANDB_')]:
         monkeypatch.delenv(name)
     for name, value in (('MODE', 'offline'), ('DIR', str(tmp_path)), ('SILENT', 'true')):
@@ -183,7 +183,7 @@ def test_wandb_has_the_figures_of_every_log_interval_and_epoch(train, monkeypatc
     history = [record['history']['item'] for record in records if record['type'] == 'history']
     rows = [row for row in history if 'update' in row]
     [summary], [epoch] = read_summary(folder), [row for row in history if 'eval_top1' in row]
-    names = FIGURES | OTHER_GROUPS | HISTOGRAMS
+    names = METRICS | OTHER_GROUPS | HISTOGRAMS
     assert len(rows) == len(seen) == 4
     for name in names:
         values = [row[f'step/{name}'] for row in rows]
@@ -203,8 +203,8 @@ def test_refinement_trains_without_uada_after_it_faded(train, caplog):
     rows = read_summary(folder)
     assert [row['phase'] for row in rows] == ['main', 'fade', 'refine']
     assert [row['train_uada_passes'] for row in rows] == ['8.0', '8.0', '']
-    assert_figures_make_sense(rows[0])
-    assert_figures_make_sense(rows[1])
+    assert_metrics_make_sense(rows[0])
+    assert_metrics_make_sense(rows[1])
     assert len({tuple(row) for row in rows}) == 1
     [switch] = [record.message for record in log.records if 'Phase refine' in record.message]
     assert '--uada' in switch

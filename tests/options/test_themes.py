@@ -93,5 +93,5 @@ def test_its_options_have_no_effect_without_its_switch(outcomes):
 
 
 def test_every_method_of_ours_names_its_switch():
-    switches = ['--gradaug', '--manifold-mixup', '--maxup', '--refine-epochs', '--uada']
+    switches = ['--gradaug', '--manifold-mixup', '--maxup', '--refine-epochs', '--unlabeled-split', '--uada']
     assert [group.switch for group in OWN_TRAIN if group.switch] == switches

@@ -1,4 +1,4 @@
-"""Four claims about every method and some pairs: its log is complete, it resumes exactly, trains on ranks, is off."""
+"""Claims about every method and some pairs: its log is complete, it resumes exactly, it trains on ranks, it is off."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from regaug import methods
 from regaug.data.loaders import mixing_active
 from regaug.training.criterion import create_criterion
 from regaug.training.phases import phase_at
-from tests.helpers.methods import MAIN_EPOCH, METHODS, NUM_EPOCHS, PHASES, REFINE_EPOCH, Row
+from tests.helpers.methods import INTENSIVE, MAIN_EPOCH, METHODS, NUM_EPOCHS, PHASES, REFINE_EPOCH, Row
 from tests.helpers.ranks import RANKS, run_on_ranks
 from tests.helpers.training import (
     CLASSES,
@@ -32,7 +32,9 @@ from tests.helpers.training import (
 
 RUN = ('--exact-resume', '--log-interval', 1, '--labels-per-class', 8, *PHASES)  # two updates an epoch
 TIMM_COLUMNS = ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+CASES = {'none': Row({}, {}, INTENSIVE), **METHODS}
 every_method = pytest.mark.parametrize('name', METHODS)
+every_case = pytest.mark.parametrize('name', CASES)
 
 
 @pytest.fixture(scope='module')
@@ -91,9 +93,9 @@ def test_it_trains_and_its_log_is_complete(name, runs):
     assert any(not torch.equal(value, untouched['state_dict'][key]) for key, value in trained['state_dict'].items())
 
 
-@every_method
+@every_case
 def test_it_resumes_exactly_at_every_phase_boundary(name, runs):
-    words = METHODS[name].words
+    words = CASES[name].words
     whole, _ = runs(*words)
     rows = read_summary(whole)
     for epoch in range(1, NUM_EPOCHS):
@@ -121,8 +123,6 @@ def test_off_is_off(name, runs, tmp_path):
 
 
 # --- two processes ------------------------------------------------------------------------------------------------
-
-CASES = {'plain': Row({}, {}), **METHODS}
 
 
 def batches_of(rank, phase):
@@ -173,7 +173,7 @@ def ranks(tmp_path_factory):
     return run_on_ranks(tmp_path_factory.mktemp('ranks'), train_rank, CASES)
 
 
-@pytest.mark.parametrize('name', CASES)
+@every_case
 def test_ranks_train_as_single_processes_do_on_average_and_synchronise_once_an_update(name, ranks):
     alone = [train_rank(name, rank) for rank in range(RANKS)]
     # The soft-label loss is computed in float32, which is as good as 1e-7.
