@@ -9,6 +9,7 @@ from timm.utils import set_jit_fuser
 from torch import nn
 
 from regaug import methods
+from regaug.data.channels import input_channels
 from regaug.errors import OptionError
 from regaug.slimmable.shapes import shape_error
 from regaug.slimmable.structure import batch_norms
@@ -27,9 +28,8 @@ def build_model(args):
         set_jit_fuser(args.fuser)
     if args.fast_norm:
         set_fast_norm()
-    in_chans = args.in_chans if args.in_chans is not None else (args.input_size[0] if args.input_size else 3)
     factory_kwargs = dict(
-        in_chans=in_chans,
+        in_chans=input_channels(args),
         num_classes=args.num_classes,
         drop_rate=args.drop,
         drop_path_rate=args.drop_path,
