@@ -111,8 +111,8 @@ def run_epoch(run, epoch):
     if run.primary:
         row = epoch_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), phase.name)
         run.summary.add(row)
-        run.report.on_epoch(row)
         run.saver.save_checkpoint(epoch, metric=metric)
+        run.report.on_epoch(row, metric=args.eval_metric, best=run.best)
     if run.scheduler is not None:
         run.scheduler.step(epoch + 1, metric)
     return {'epoch': epoch, 'train': train_metrics, **({'validation': eval_metrics} if eval_metrics else {})}
@@ -139,15 +139,12 @@ def save_interrupted(run, epoch, interrupted):
 
 
 def report_results(run, results):
-    """Print the best epoch, and the ten best as JSON for other programs to read."""
+    """Print the best and the final epoch, and the ten best as JSON for other programs to read."""
     if not run.primary:
         return
     name = run.args.eval_metric
     if results:
-        final = results[-1].get('validation', results[-1]['train'])
-        _logger.info(f'*** Final metric: {final[name]} (epoch {results[-1]["epoch"]})')
-    if run.saver.best_metric is not None:
-        _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')
+        run.report.on_end(results, metric=name, best=run.best)
     ranked = sorted(
         results, key=lambda result: result.get('validation', result['train']).get(name, 0), reverse=run.decreasing
     )

@@ -24,9 +24,17 @@ from regaug.evaluators import CONDITION, create_evaluators
 from regaug.options import parse_validate
 from regaug.validation.bulk import find_jobs, validate_all, with_retry
 from regaug.validation.data import EvaluationData
+from regaug.validation.export import create_export
 from regaug.validation.loop import evaluate, gradient_mode, warm_up
-from regaug.validation.model import build_model, fit_to_input, network_name, num_parameters, prepare, set_backends
-from regaug.validation.results import check_results_file, log_table, print_results, result_rows, write_results
+from regaug.validation.model import build_model, fit_to_input, num_parameters, prepare, set_backends
+from regaug.validation.results import (
+    check_results_file,
+    log_table,
+    log_to_wandb,
+    print_results,
+    result_rows,
+    write_results,
+)
 from regaug.validation.widths import networks_at_widths
 
 
@@ -44,6 +52,7 @@ def main(argv: Sequence[str] | None = None):
         logging.getLogger().setLevel(logging.WARNING)
     set_backends(args)
     jobs = find_jobs(args)
+    args.several_networks = bool(jobs) or len(args.width or ()) > 1
     if jobs:
         rows = results = validate_all(validate, args, jobs)
     else:
@@ -55,6 +64,8 @@ def main(argv: Sequence[str] | None = None):
         if args.results_file:
             write_results(args.results_file, results, args.results_format)
         print_results(results)
+        if args.log_wandb:
+            log_to_wandb(args, rows)
     if args.distributed:
         dist.destroy_process_group()
 
@@ -77,7 +88,7 @@ def validate(args: Namespace) -> list[dict[str, Any]]:
     num_classes = model.num_classes
     model, data_config = fit_to_input(args, model)
     data = EvaluationData(args, data_config, num_classes=num_classes, device=device, precision=precision)
-    evaluators = create_evaluators(args)
+    evaluators = create_evaluators(args) + create_export(args)
     for evaluator in evaluators:
         evaluator.check(model, data)
 
@@ -87,7 +98,7 @@ def validate(args: Namespace) -> list[dict[str, Any]]:
         network = prepare(args, network, device=device, dtype=precision.model_dtype)
         with gradient_mode(evaluators):
             warm_up(args, network, data)
-            evaluated = evaluate(evaluators, network, data, network_name(args, columns))
+            evaluated = evaluate(evaluators, network, data, columns.get('width'))
         if unreadable := data.count_unreadable():
             evaluated[0]['unreadable'] = unreadable
         rows += result_rows(args, evaluated, data_config, num_params, columns)

@@ -1,13 +1,14 @@
 """Fixtures that several test modules share: a fixed seed, a small folder of images, and train.py run on it."""
 
 import contextlib
+import logging
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-import train as train_script
-from tests.helpers.training import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, train_argv
+from tests.helpers.training import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS, run_train, train_argv
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS, SLOW_SECONDS = 300, 3600  # of a single test
 torch.set_num_threads(1)  # sums in another order are other numbers
 
 
@@ -27,6 +28,33 @@ def fixed_seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def log_levels():
+    """A program that ran in this process, such as a benchmark, may have silenced the log for itself alone."""
+    loggers = [logging.getLogger(name) for name in (None, 'train')]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Let no test wait for ever."""
+    seconds = SLOW_SECONDS if item.get_closest_marker('slow') else SECONDS
+
+    def give_up(signum, frame):
+        pytest.fail(f'still running after {seconds} s')
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture(scope='session')
@@ -47,24 +75,8 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture
 def train(image_folder, tmp_path):
-    """Runs train.py in this process on the image folder, with quick defaults that further options override.
-
-    Returns the experiment's folder; the run must end with exit status `status`.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def train(*options, experiment='run', status=0):
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)  # timm's folder reader closes none
-            try:
-                argv = train_argv(image_folder, tmp_path, '--experiment', experiment, *options)
-                assert train_script.main(argv) == status
-            finally:
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-        return tmp_path / experiment
-
-    return train
+    """`run_train` on the image folder, in a folder of the test's own."""
+    return partial(run_train, image_folder, tmp_path)
 
 
 class Program:

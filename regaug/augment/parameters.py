@@ -4,6 +4,7 @@ Source: the augmentation of UADA (Xu and Zhao, "Universal Adaptive Data Augmenta
 policy of two operators, Cutout.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,8 @@ from regaug.augment.operators import LEVELLESS, NUM_LEVELS, OPERATORS, apply_ope
 
 GROUPS = ('crop', 'flip', 'policy', 'cutout')
 NUM_OPERATORS = 2  # of a policy
-_FIELD = {'crop': 'offsets', 'flip': 'flips', 'policy': 'levels', 'cutout': 'boxes'}  # what moves with a group
+FIELDS = {'crop': 'offsets', 'flip': 'flips', 'policy': 'levels', 'cutout': 'boxes'}  # what moves with a group
+BASE = 'base'  # name of the candidate in which no group has moved
 _HAS_LEVEL = torch.tensor([name not in LEVELLESS for name in OPERATORS])
 
 
@@ -24,7 +26,7 @@ class Parameters:
 
     Attributes:
         offsets: row and column of the crop in the padded image, in pixels, int64 [B, 2].
-        flips: flipped from left to right, bool [B].
+        flips: 1 where flipped from left to right, else 0, int64 [B].
         types: the policy's operators, indices in `OPERATORS`, int64 [B, 2] on the CPU; they never move.
         levels: of the operators, 0 to 9, int64 [B, 2].
         signs: of the operators, +1 or -1, int64 [B, 2]; they never move.
@@ -56,18 +58,18 @@ class Augmentation:
 
     def __init__(
         self,
-        groups,
+        groups: Sequence[str],
         *,
-        mean,
-        std,
-        device=None,
-        dtype=torch.float32,
-        padding=4,
-        pad_mode='constant',
-        flip_prob=0.5,
-        cutout_size=16,
-        ranges='paper',
-        intensity=1.0,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        padding: int = 4,
+        pad_mode: str = 'constant',
+        flip_prob: float = 0.5,
+        cutout_size: int = 16,
+        ranges: str = 'paper',
+        intensity: float = 1.0,
     ):
         self.groups = [group for group in GROUPS if group in groups]
         self.mean, self.std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
@@ -78,16 +80,15 @@ class Augmentation:
         self.ranges = ranges
         self.intensity = intensity
 
-    def draw(self, rng, input):
+    def draw(self, rng: np.random.Generator, input: torch.Tensor) -> Parameters:
         """Draw the `Parameters` of a batch.
 
         Args:
-            rng: `numpy.random.Generator`.
             input: images [B, C, H, W].
         """
         size, (height, width) = len(input), input.shape[-2:]
         offsets = np.full((size, 2), self.padding)
-        flips = np.zeros(size, dtype=bool)
+        flips = np.zeros(size, dtype=np.int64)
         types = np.full((size, NUM_OPERATORS), OPERATORS.index('identity'))
         levels = np.zeros((size, NUM_OPERATORS), dtype=np.int64)
         signs = np.ones((size, NUM_OPERATORS), dtype=np.int64)
@@ -96,7 +97,7 @@ class Augmentation:
         if 'crop' in self.groups:
             offsets = rng.integers(2 * self.padding + 1, size=offsets.shape)
         if 'flip' in self.groups:
-            flips = rng.random(size) < self.flip_prob
+            flips = (rng.random(size) < self.flip_prob).astype(np.int64)
         if 'policy' in self.groups:
             types = np.where(weak[:, None], types, rng.integers(len(OPERATORS), size=types.shape))
             levels = rng.integers(NUM_LEVELS, size=levels.shape)
@@ -108,20 +109,26 @@ class Augmentation:
         offsets, flips, levels, signs, boxes = moving
         return Parameters(offsets, flips, torch.from_numpy(types), levels, signs, boxes)
 
-    def draw_steps(self, rng, base, input, delta):
+    def draw_steps(
+        self, rng: np.random.Generator, base: Parameters, input: torch.Tensor, delta: int, *, toss_flips: bool = False
+    ) -> dict[str, torch.Tensor]:
         """Draw by how much each group moves in its probe.
 
         Coordinates move together, each up or down at random, inwards at a bound. Of a policy one operator moves; one
-        without levels stays.
+        without levels stays. A flip goes to its other value.
+
+        Args:
+            toss_flips: let a coin decide which samples flip; the same is drawn either way.
 
         Returns:
-            {group: step, of the shape of the group's parameters}; for `flip` a coin, bool [B].
+            {group: step, int64 of the shape of the group's parameters}.
         """
         steps = {}
         for group in self.groups:
-            values = getattr(base, _FIELD[group])
+            values = getattr(base, FIELDS[group])
             if group == 'flip':
-                steps[group] = onto(values.device, rng.random(len(values)) < 0.5)
+                heads = onto(values.device, rng.random(len(values)) < 0.5)
+                steps[group] = (1 - 2 * values) * (heads if toss_flips else 1)
                 continue
             step = onto(values.device, rng.choice([-delta, delta], size=values.shape))
             low, high = self.bounds(group, input)
@@ -134,50 +141,54 @@ class Augmentation:
             steps[group] = step
         return steps
 
-    def bounds(self, group, input):
+    def bounds(self, group: str, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Smallest and largest values of a group's parameters, int64 tensors; a device is not waited for."""
         height, width = input.shape[-2:]
-        high = {'policy': NUM_LEVELS - 1, 'crop': 2 * self.padding, 'cutout': height}[group]
+        high = {'flip': 1, 'policy': NUM_LEVELS - 1, 'crop': 2 * self.padding, 'cutout': height}[group]
         high = torch.full((4 if group == 'cutout' else 1,), high, device=input.device)
         if group == 'cutout':
             high[2:] = width
         return torch.zeros_like(high), high
 
-    def move(self, base, group, step, input):
-        """`Parameters` with one group moved by a step, within its bounds; flipped where the step of `flip` is true."""
-        values = getattr(base, _FIELD[group])
-        moved = values ^ step if group == 'flip' else (values + step).clamp(*self.bounds(group, input))
-        return replace(base, **{_FIELD[group]: moved})
+    def move(self, base: Parameters, group: str, step: torch.Tensor, input: torch.Tensor) -> Parameters:
+        """`Parameters` with one group moved by a step, within its bounds."""
+        moved = (getattr(base, FIELDS[group]) + step).clamp(*self.bounds(group, input))
+        return replace(base, **{FIELDS[group]: moved})
 
-    def apply(self, input, candidates, memo):
-        """Augment and normalise a batch in several ways; a list of normalised images [B, C, H, W].
+    def same(self, params: Parameters, others: Parameters, group: str) -> torch.Tensor:
+        """Where two `Parameters` that differ in one group at most are the same, bool [B]."""
+        values, reference = getattr(params, FIELDS[group]), getattr(others, FIELDS[group])
+        return (values == reference).view(len(values), -1).all(dim=1)
+
+    def apply(
+        self, input: torch.Tensor, candidates: dict[str, Parameters], before_cutout: torch.Tensor | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Augment and normalise a batch in several ways.
 
         Args:
             input: images [B, C, H, W] float32 in [0, 1].
-            candidates: list of `Parameters`.
-            memo: dict that the caller keeps for one input: what differs in the Cutout alone is computed once.
+            candidates: the `BASE` and what differs from it in the one group that it is named after, by name.
+            before_cutout: the base's images as an earlier call gave them, when the base is not among the candidates.
+
+        Returns:
+            (images, before_cutout): normalised images [B, C, H, W] of each candidate, and those of the base before its
+            Cutout, which comes last: a candidate that differs in the Cutout alone shares them.
         """
-        keys = [(id(params.offsets), id(params.flips), id(params.levels)) for params in candidates]
-        new = {key: params for key, params in zip(keys, candidates, strict=True) if key not in memo}
-        operated = self.operate(input, list(new.values()))
-        memo.update((key, (images, new[key])) for key, images in zip(new, operated, strict=True))
-        return [self.finish(memo[key][0], params) for key, params in zip(keys, candidates, strict=True)]
+        operated = {name: params for name, params in candidates.items() if name != 'cutout'}
+        operated = dict(zip(operated, self.operate(input, list(operated.values())), strict=True))
+        before_cutout = operated.get(BASE, before_cutout)
+        images = {name: self.finish(operated.get(name, before_cutout), params) for name, params in candidates.items()}
+        return images, before_cutout
 
-    def finish(self, images, params):
-        """Cutout, black, then normalisation and cast; images [B, C, H, W] in [0, 1]."""
-        if 'cutout' in self.groups:
-            images = erase(images, params.boxes)
-        return (images - self.mean).div_(self.std).to(self.dtype)
-
-    def operate(self, input, candidates):
-        """Crop, flip and policy of several candidates, each an element of a list of images [B, C, H, W] in [0, 1].
+    def operate(self, input: torch.Tensor, candidates: list[Parameters]) -> list[torch.Tensor]:
+        """Crop, flip and policy of several candidates: for each of them images [B, C, H, W] in [0, 1].
 
         Operators run once over all candidates together.
         """
         images = []
         for params in candidates:
             image = shift_crop(input, params.offsets, self.padding, self.pad_mode) if 'crop' in self.groups else input
-            images.append(flip(image, params.flips) if 'flip' in self.groups else image)
+            images.append(flip(image, params.flips.bool()) if 'flip' in self.groups else image)
         if 'policy' not in self.groups or not images:
             return images
         images = torch.cat(images)
@@ -189,7 +200,8 @@ class Augmentation:
             images = apply_operators(images, types, levels, signs, ranges=self.ranges)
         return list(images.chunk(len(candidates)))
 
-    def same(self, params, others, group):
-        """Where two `Parameters` that differ in one group at most are the same, bool [B]."""
-        values, reference = getattr(params, _FIELD[group]), getattr(others, _FIELD[group])
-        return (values == reference).view(len(values), -1).all(dim=1)
+    def finish(self, images: torch.Tensor, params: Parameters) -> torch.Tensor:
+        """Cutout, black, then normalisation and cast; images [B, C, H, W] in [0, 1]."""
+        if 'cutout' in self.groups:
+            images = erase(images, params.boxes)
+        return (images - self.mean).div_(self.std).to(self.dtype)

@@ -156,24 +156,27 @@ def check_data(args):
         image_mode(args.input_img_mode, input_channels(args))
 
 
+def dataset_kwargs(args, data_config):
+    """Arguments of `create_dataset` that all splits have in common."""
+    in_data_folder = os.path.join(args.data_dir or '', args.class_map)
+    return dict(
+        class_map=in_data_folder if args.class_map and os.path.isfile(in_data_folder) else args.class_map,
+        download=args.dataset_download,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        input_img_mode=image_mode(args.input_img_mode, data_config['input_size'][0]),
+        input_key=args.input_key,
+        trust_remote_code=args.dataset_trust_remote_code,
+        **target_kwargs(args, args.num_classes),
+    )
+
+
 def create_datasets(args, data_config):
     """The training set, and the evaluation set (None without `--val-split`).
 
     Unless they are iterable, they come back as `Samples` of which some can be read.
     """
-    in_data_folder = os.path.join(args.data_dir or '', args.class_map)
-    channels = data_config['input_size'][0]
-    common = dict(
-        class_map=in_data_folder if args.class_map and os.path.isfile(in_data_folder) else args.class_map,
-        download=args.dataset_download,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        input_img_mode=image_mode(args.input_img_mode, channels),
-        input_key=args.input_key,
-        trust_remote_code=args.dataset_trust_remote_code,
-        **target_kwargs(args, args.num_classes),
-    )
-    root = args.data_dir
+    root, channels, common = args.data_dir, data_config['input_size'][0], dataset_kwargs(args, data_config)
     train_set = create_dataset(
         args.dataset,
         root,

@@ -1,4 +1,4 @@
-"""Which samples of a map-style data set a run sees, and in which order: the same on every machine and after a resume."""
+"""Which samples of a map-style data set a run sees, in which order: the same on every machine, after a resume too."""
 
 import logging
 from collections.abc import Iterator
@@ -63,6 +63,9 @@ class RepeatedSamples(Sampler):
         epoch_length: indices that each rank gets in an epoch.
         seed: of the run.
         rank, world_size: this process among those that train together.
+
+    Attributes:
+        start: place in the row, which all ranks share, with which the next epoch begins.
     """
 
     def __init__(self, num_samples: int, epoch_length: int, *, seed: int, rank: int = 0, world_size: int = 1):
@@ -71,23 +74,24 @@ class RepeatedSamples(Sampler):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.start = 0
 
     def set_epoch(self, epoch: int):
         """Go to an epoch, counted from 0."""
-        self.epoch = epoch
+        self.start = epoch * self.epoch_length * self.world_size
 
     def __len__(self) -> int:
         return self.epoch_length
 
     def __iter__(self) -> Iterator[int]:
-        per_epoch = self.epoch_length * self.world_size
-        start = self.epoch * per_epoch
-        first, last = start // self.num_samples, (start + per_epoch - 1) // self.num_samples
-        row = np.concatenate([self._pass(number) for number in range(first, last + 1)])
-        start -= first * self.num_samples
-        return iter(row[start : start + per_epoch][self.rank :: self.world_size].tolist())
+        stop = self.start + self.epoch_length * self.world_size
+        current, order = None, []
+        for position in range(self.start + self.rank, stop, self.world_size):
+            number, place = divmod(position, self.num_samples)
+            if number != current:
+                current, order = number, self._pass(number)
+            yield order[place]
 
-    def _pass(self, number: int) -> np.ndarray:
+    def _pass(self, number: int) -> list[int]:
         seed = derived_seed('pass', self.seed, number) % 2**32
-        return np.random.RandomState(seed).permutation(self.num_samples)
+        return np.random.RandomState(seed).permutation(self.num_samples).tolist()

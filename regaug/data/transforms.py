@@ -53,9 +53,8 @@ def replace_policies(dataset, replacement: Callable):
     """
     pipelines = getattr(dataset, 'transforms', None) or [getattr(dataset, 'augmentation', None) or dataset.transform]
     for pipeline in pipelines:
-        pipeline.transforms = [
-            replacement(step) if isinstance(step, _POLICIES) else step for step in pipeline.transforms
-        ]
+        steps = pipeline.transforms
+        pipeline.transforms = [replacement(step) if isinstance(step, _POLICIES) else step for step in steps]
 
 
 def use_pad_crop(dataset, data_config, *, padding, mode):

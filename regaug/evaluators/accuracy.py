@@ -4,7 +4,6 @@
 """
 
 from argparse import Namespace
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
 from typing import Any
@@ -14,6 +13,7 @@ from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch import nn
 
 from regaug.errors import OptionError
+from regaug.evaluators.calibration import Calibration
 from regaug.evaluators.evaluator import Needs
 from regaug.evaluators.progress import Progress
 from regaug.evaluators.ranks import gather_samples
@@ -67,7 +67,8 @@ class Accuracy:
     def run(self, network: nn.Module, data: Any) -> Iterator[tuple[str, Any]]:
         """Yield the metrics in per cent."""
         judges = [self._main_judge(data), *(judge(data) for judge in self.judges)]
-        metrics = measure(network, data, *judges, name='Test', log_freq=self.log_freq)
+        loader = data.loader(data.dataset)
+        metrics = measure(network, data, loader, *judges, progress=Progress('Test', len(loader), self.log_freq))
         del metrics['loss']
         if self.multilabel_threshold is not None:
             metrics['threshold'] = self.multilabel_threshold
@@ -79,37 +80,33 @@ class Accuracy:
         return MultiLabelClassificationEvaluator(data.device, threshold=self.multilabel_threshold)
 
 
-def measure(network: nn.Module, data: Any, judge: Any, *judges: Any, name: str, log_freq: int) -> OrderedDict:
-    """Judge a network on the images of `data`.
+def measure(network: nn.Module, data: Any, loader: Iterable, *judges: Any, progress: Progress | None = None) -> dict:
+    """Judge a network on the images of a loader.
 
     Args:
         network: On its device and in evaluation mode.
-        data: `EvaluationData`.
-        judge: The judge that the progress line quotes.
-        judges: Further judges of the same outputs.
-        name: Head of the progress line.
-        log_freq: Batches from one log line to the next.
+        data: `EvaluationData`, which made the loader.
+        loader: Images and labels.
+        judges: Judges of the outputs; a progress line quotes the first one.
+        progress: Logs how far it is.
 
     Returns:
         Metrics of all judges, over all processes.
     """
-    loader = data.loader(data.dataset)
-    progress = Progress(name, len(loader), log_freq)
-
-    def after_batch(batch_idx, target):
-        text = ''
-        if progress.due():
-            text = '  '.join(f'{key}: {value:>7.3f}' for key, value in judge.summary().items())
-        progress.step(len(target), text)
 
     def forward(input, target):
         return data.logits(network, input), target
 
-    judges = (judge, *judges)
-    accumulate(judges, data.batches(loader), forward, after_batch)
-    metrics = OrderedDict()
-    for each in judges:
-        metrics.update(each.compute(distributed=data.distributed))
+    def after_batch(batch_idx, target):
+        text = ''
+        if progress.due():
+            text = '  '.join(f'{key}: {value:>7.3f}' for key, value in judges[0].summary().items())
+        progress.step(len(target), text)
+
+    accumulate(judges, data.batches(loader), forward, after_batch if progress else None)
+    metrics = {}
+    for judge in judges:
+        metrics.update(judge.compute(distributed=data.distributed))
     return metrics
 
 
@@ -169,7 +166,9 @@ def create(args: Namespace) -> Accuracy:
         judges.append(lambda data: RealLabels(data.real_labels()))
     if args.metrics_avg:
         judges.append(lambda data: ClassAverages(args.metrics_avg))
-    multilabel = getattr(args, 'task', None) == 'multilabel'
+    if args.ece:
+        judges.append(lambda data: Calibration(data.device))
+    multilabel = args.task == 'multilabel'
     return Accuracy(
         multilabel_threshold=args.multilabel_threshold if multilabel else None, log_freq=args.log_freq, judges=judges
     )

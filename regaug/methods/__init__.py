@@ -64,11 +64,13 @@ class Method:
 
     Attributes:
         name: its name in a phase's `methods`.
+        keep_pictures: keep what is done to the next micro-batch, for `pictures`.
         order: among the methods of a run, the smaller first; of equal ones in the order of their names.
     """
 
     name = ''
     order = 0
+    keep_pictures = False
 
     def attach(self, task: nn.Module):
         """Take hold of the task that trains, with the model in its place and before compilation and DDP."""
@@ -86,6 +88,9 @@ class Method:
     def train(self, mode: bool):
         """Follow the task's `train()` and `eval()`."""
 
+    def close(self):
+        """End processes that belong to the method; the run is over."""
+
     def select(self, input: torch.Tensor, target: torch.Tensor, context: Context):
         """Choose what to train on, without gradient.
 
@@ -98,10 +103,19 @@ class Method:
         """The loss terms of a micro-batch, given those so far: more of them, or others in their place.
 
         A term is a name and a callable that runs one forward pass under autocast and returns timm's dict: `loss`,
-        `output`, and anything to log. The first one is the full network's; it takes another `input` and `target` in
-        place of its own. The terms run one after the other, each followed by its backward pass.
+        `output`, anything to log, and `weight` where the loss counts by a factor that the log leaves out. The first
+        one is the full network's; it takes another `input` and `target` in place of its own. The terms run one after
+        the other, each followed by its backward pass.
         """
         return terms
+
+    def pictures(self) -> list[tuple[str, torch.Tensor, list[str]]]:
+        """What the method did to the last micro-batch for which `keep_pictures` was set.
+
+        Returns:
+            List of (name, images [N, C, H, W] normalised, one caption for each image).
+        """
+        return []
 
 
 @functools.cache

@@ -1,12 +1,13 @@
 """Sub-networks by stochastic depth, GradAug's variant of the authors' rebuttal."""
 
+import torch
 from timm.layers import DropPath
 from torch import nn
 
 from regaug.slimmable.structure import structure_copy, untrack_batch_statistics
 
 
-def take_drop_path(model):
+def take_drop_path(model: nn.Module) -> dict[str, float]:
     """Switch off a model's drop path, so that the full network always has its full depth.
 
     Returns:
@@ -38,15 +39,15 @@ class DepthTwin:
         for name, rate in rates.items():
             self.module.get_submodule(name).drop_prob = rate
 
-    def __call__(self, input):
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
         return self.module(input)
 
-    def set(self, width):
+    def set(self, width: float):
         """Nothing to set: the forward pass itself draws which branches it drops."""
 
     def clear(self):
         """Nothing to drop."""
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> 'DepthTwin':
         self.module.train(mode)
         return self

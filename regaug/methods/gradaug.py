@@ -4,42 +4,33 @@ Source: Yang et al., "GradAug: A New Regularization Method for Deep Neural Netwo
 the authors' rebuttal for the depth variant.
 """
 
-import copy
-import functools
 import logging
 import random
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from timm.loss import BinaryCrossEntropy
+from timm.layers import PatchDropout
 from timm.utils import unwrap_model
 
 from regaug.errors import OptionError
 from regaug.methods import Method
-from regaug.methods.depth import DepthTwin, take_drop_path
-from regaug.methods.subnetworks import Draw, SubnetSwitch, check_sizes, default_sizes, draw_widths, transform
+from regaug.methods.subnetworks import (
+    SIZE_SHARES,
+    Draw,
+    SubnetSwitch,
+    check_sizes,
+    draw_widths,
+    plan_subnetworks,
+    rows_of,
+    sizes_for,
+    soft_label_loss,
+    transform,
+)
 from regaug.seeds import derived_seed, separate_randomness
-from regaug.slimmable import SlimmablePlan, Twin
 
 _logger = logging.getLogger('train')
 _MAX_SIZES = 16
-
-
-def soft_label_loss(output, teacher_output, criterion):
-    """Distance of a sub-network's output from the full network's, in float32.
-
-    Args:
-        output: logits of the sub-network [B, K].
-        teacher_output: logits of the full network [B, K], detached.
-        criterion: the training loss; under binary cross-entropy the full network's sigmoid is the label, with the
-            criterion's reduction, else its softmax (temperature 1) and the mean KL divergence per sample.
-    """
-    if isinstance(criterion, BinaryCrossEntropy):
-        soft_criterion = copy.copy(criterion)
-        soft_criterion.target_threshold = None
-        return soft_criterion(output.float(), teacher_output.float().sigmoid())
-    teacher_target = teacher_output.float().softmax(dim=-1)
-    return F.kl_div(output.float().log_softmax(dim=-1), teacher_target, reduction='batchmean')
+_SHOWN = 8  # images of a picture
 
 
 class GradAug(Method):
@@ -49,12 +40,19 @@ class GradAug(Method):
         num_subnetworks: sub-networks per update (n).
         min_width: smallest kept fraction of channels (alpha).
         seed: of the run; all ranks draw the same from (seed, num_updates).
-        sizes: heights in pixels for `scale` and `crop`; derived from each batch's own height when None.
+        sizes: heights for `scale` and `crop`, in pixels or as shares of each batch's own height.
         transforms: names in order of application, see `transform`.
         targets: `soft` (the full network's output) or `hard` (labels and criterion).
         weight: factor of each sub-network's loss.
         every: sub-networks run in every so many updates.
+        batch_share: share of the batch that each sub-network sees, another one each; 1 as in the paper. The same
+            objective, estimated from fewer samples.
+        average: divide the sum of all terms by their number, as MaskSub does.
+        mask_ratio, mask_patch: of the transform `mask`; where the model drops tokens (`patch_drop`), the sub-network
+            drops this share of them instead, at the cost of what is left (the same idea, other values).
+        rule: see `draw_widths`.
         num_widths: draw from so many fixed widths (for compilation), 0 for all.
+        narrows: sub-networks have fewer channels (else fewer blocks).
         make_subnet: function from the full network, where it trains, to what runs a width.
         compile_kwargs: arguments of `torch.nn.Module.compile` for the sub-networks, None to leave them alone.
 
@@ -70,12 +68,18 @@ class GradAug(Method):
         num_subnetworks,
         min_width,
         seed,
-        sizes=None,
+        sizes=SIZE_SHARES,
         transforms=('scale',),
         targets='soft',
         weight=1.0,
         every=1,
+        batch_share=1.0,
+        average=False,
+        mask_ratio=0.5,
+        mask_patch=32,
+        rule='sandwich',
         num_widths=0,
+        narrows=True,
         make_subnet=None,
         compile_kwargs=None,
     ):
@@ -87,15 +91,26 @@ class GradAug(Method):
         self.targets = targets
         self.weight = weight
         self.every = every
+        self.batch_share = batch_share
+        self.average = average
+        self.mask_ratio = mask_ratio
+        self.mask_patch = mask_patch
+        self.rule = rule
         self.width_choices = [min_width + (1 - min_width) * i / num_widths for i in range(num_widths)] or None
+        self.narrows = narrows
         self.make_subnet = make_subnet
         self.compile_kwargs = compile_kwargs
         self.subnet = None
+        self._seen = {}
         self._inside_ddp = False
 
     def attach(self, task):
         """Build the sub-networks, and compile them under `--gradaug-compile`."""
         self.subnet = self.make_subnet(unwrap_model(task.get_trainable_module()))
+        if 'mask' in self.transforms and hasattr(self.subnet.module, 'patch_drop'):
+            prefix = self.subnet.module.num_prefix_tokens
+            self.subnet.module.patch_drop = PatchDropout(self.mask_ratio, num_prefix_tokens=prefix)
+            self.transforms = tuple(name for name in self.transforms if name != 'mask')
         if self.compile_kwargs:
             graphs = _MAX_SIZES * len(self.width_choices)  # one for each width and size
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
@@ -110,14 +125,21 @@ class GradAug(Method):
         if self.subnet is not None:
             self.subnet.train(mode)
 
+    def pictures(self):
+        """What the sub-networks saw, at their sizes."""
+        return [
+            (name, inputs[:_SHOWN], [f'width {draw.width:.2f} {inputs.shape[-1]}px'] * len(inputs[:_SHOWN]))
+            for name, (inputs, draw) in self._seen.items()
+        ]
+
     def runs_in(self, num_updates):
         return num_updates % self.every == 0
 
     def draw(self, num_updates, height):
         """The sub-networks of an update, in the order in which they run; the same on every rank and after a resume."""
         rng = random.Random(derived_seed('gradaug', self.seed, num_updates))
-        widths = draw_widths(rng, self.num_subnetworks, self.min_width, self.width_choices)
-        sizes = self.sizes or default_sizes(height)
+        widths = draw_widths(rng, self.num_subnetworks, self.min_width, self.width_choices, self.rule)
+        sizes = sizes_for(height, self.sizes)
         resizes = 'scale' in self.transforms or 'crop' in self.transforms
         return [
             Draw(
@@ -137,38 +159,59 @@ class GradAug(Method):
             return terms
         (name, full), *others = terms
         teacher = {}
+        draws = self.draw(context.num_updates, input.shape[-2])
+        weight = {'weight': 1 / (len(terms) + len(draws))} if self.average else {}
 
         def full_term(**kwargs):
             self.subnet.clear()
             result = full(**kwargs)
             teacher['output'] = result['output'].detach()
-            return result
+            return {**result, **weight}
 
         def subnet_term(draw, index):
             def term():
-                self.subnet.set(draw.width)
-                # What dropout and drop path draw differs from rank to rank, from micro-batch to micro-batch.
-                varies = (self.seed, context.num_updates, (context.rank, context.micro_batch), index)
-                with separate_randomness(input.device, *varies), context.autocast():
-                    output = self._forward(transform(input, draw, self.transforms), context.network)
-                    if self.targets == 'hard':
-                        loss = context.criterion(output, target)
-                if self.targets == 'soft':
-                    loss = soft_label_loss(output, teacher['output'], context.criterion)
-                agreement = (output.argmax(dim=-1) == teacher['output'].argmax(dim=-1)).float().mean()
-                return {
-                    'loss': self.weight * loss,
-                    'output': output,
-                    'agreement': agreement,
-                    'width': draw.width,
-                    'size': draw.size,
-                }
+                output, rows = self.run_subnet(draw, index, input, context)
+                taught = teacher['output'][rows]
+                if self.targets == 'hard':
+                    with context.autocast():
+                        loss = context.criterion(output, target[rows])
+                else:
+                    loss = soft_label_loss(output, taught, context.criterion)
+                agreement = (output.argmax(dim=-1) == taught.argmax(dim=-1)).float().mean()
+                result = {'loss': self.weight * loss, 'output': output, 'agreement': agreement, **weight}
+                if self.narrows:
+                    result['width'] = draw.width
+                return {**result, 'size': draw.size}
 
             return term
 
-        draws = self.draw(context.num_updates, input.shape[-2])
         subnets = [(f'sub{index}', subnet_term(draw, index)) for index, draw in enumerate(draws, start=1)]
         return [(name, full_term), *others, *subnets]
+
+    def run_subnet(self, draw, index, input, context, *kind):
+        """Run a sub-network on the rows of a batch that it sees, transformed.
+
+        Args:
+            draw: `Draw`.
+            index: which sub-network of the update this is, from 1.
+            input: images [B, C, H, W].
+            context: `Context`.
+            *kind: what random numbers differ by from those for another batch of the same update.
+
+        Returns:
+            (logits, rows): [b, K], and which rows of the batch these are.
+        """
+        self.subnet.set(draw.width)
+        rows = rows_of(index - 1, len(input), self.batch_share)
+        seed = derived_seed('mask', self.seed, *context.key, index, *kind)
+        masking = dict(mask_ratio=self.mask_ratio, mask_patch=self.mask_patch)
+        inputs = transform(input[rows], replace(draw, seed=seed), self.transforms, **masking)
+        if self.keep_pictures and not kind:
+            self._seen[f'sub{index}'] = inputs, draw
+        # What dropout and drop path draw differs from rank to rank, from micro-batch to micro-batch.
+        varies = (self.seed, context.num_updates, (context.rank, context.micro_batch), index, *kind)
+        with separate_randomness(input.device, *varies), context.autocast():
+            return self._forward(inputs, context.network), rows
 
     def _forward(self, input, network):
         """Logits of the sub-network that is set, through DDP where it has to know of them."""
@@ -182,11 +225,12 @@ class GradAug(Method):
             height: of the training images, in pixels.
         """
         resizes = 'scale' in self.transforms or 'crop' in self.transforms
-        sizes = (self.sizes or default_sizes(height)) if resizes else [height]
+        sizes = sizes_for(height, self.sizes) if resizes else [height]
         share_of_pixels = sum((size / height) ** 2 for size in sizes) / len(sizes)
         draws = [draw for num_updates in range(samples) for draw in self.draw(num_updates, height)]
         share_of_width = sum(share_of_flops(draw.width) for draw in draws) / samples
-        return 1 + share_of_width * share_of_pixels / self.every
+        share_of_rows = min(1.0, self.batch_share)
+        return 1 + share_of_width * share_of_pixels * share_of_rows / self.every
 
 
 def create(args, model, data_config):
@@ -201,9 +245,10 @@ def create(args, model, data_config):
     _, height, width = input_size
     if 'rotate' in args.gradaug_transforms and height != width:
         raise OptionError(f'--gradaug-transforms rotate: needs square images, these are {height}x{width}.')
-    sizes = args.gradaug_sizes or default_sizes(height)
-    if 'crop' in args.gradaug_transforms and max(sizes) > height:
-        raise OptionError(f'--gradaug-sizes {max(sizes)}: no crop of that size in images of {height} pixels.')
+    sizes = sizes_for(height, args.gradaug_sizes or SIZE_SHARES)
+    largest = max(args.train_img_sizes or [height])
+    if max(sizes) > largest:
+        raise OptionError(f'--gradaug-sizes {max(sizes)}: above the training size, {largest} pixels.')
     if {'scale', 'crop'} & set(args.gradaug_transforms):
         check_sizes(model, input_size, sizes)
     make_subnet, share_of_flops, report = plan_subnetworks(args, model, input_size)
@@ -212,12 +257,18 @@ def create(args, model, data_config):
         num_subnetworks=args.gradaug,
         min_width=args.gradaug_min_width,
         seed=args.seed,
-        sizes=args.gradaug_sizes,
+        sizes=args.gradaug_sizes or SIZE_SHARES,
         transforms=args.gradaug_transforms,
         targets=args.gradaug_targets,
         weight=args.gradaug_weight,
         every=args.gradaug_every,
+        batch_share=args.gradaug_batch_share,
+        average=args.gradaug_average,
+        mask_ratio=args.gradaug_mask_ratio,
+        mask_patch=args.gradaug_mask_patch,
+        rule=args.gradaug_widths,
         num_widths=args.gradaug_compile,
+        narrows=args.gradaug_subnet == 'width',
         make_subnet=make_subnet,
         compile_kwargs=dict(backend=backend, mode=args.torchcompile_mode) if args.gradaug_compile else None,
     )
@@ -227,27 +278,6 @@ def create(args, model, data_config):
         cost = gradaug.expected_cost(share_of_flops, height)
         _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
     return gradaug
-
-
-def plan_subnetworks(args, model, input_size):
-    """What the sub-networks will be.
-
-    Returns:
-        (make_subnet, share_of_flops, report): a function from the model to what runs a width, one from a width to the
-        share of FLOPs that it keeps, and text for the log.
-    """
-    if args.gradaug_subnet == 'depth':
-        rates = take_drop_path(model)
-        if not rates:
-            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
-        return functools.partial(DepthTwin, rates=rates), lambda width: 1.0, f'drop path in {len(rates)} blocks'
-    try:
-        plan = SlimmablePlan(model, input_size)
-    except ValueError as error:
-        raise OptionError(f'--gradaug {args.gradaug} with --model {args.model}: {error}') from error
-    divisor = args.gradaug_width_divisor
-    make_subnet = functools.partial(Twin, plan=plan, width_divisor=divisor)
-    return make_subnet, lambda width: plan.kept(width, divisor)[1], plan.report(args.gradaug_min_width, divisor)
 
 
 def adapt_phase(phase, epoch, args):

@@ -5,14 +5,19 @@ section 2 and algorithm 1.
 """
 
 import functools
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data.loader import adapt_to_chs
+from torch import nn
 
 from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
-from regaug.methods.scoring import Scorer, Selection, lowest_losses, worst_of
+from regaug.methods import Metrics
+from regaug.methods.scoring import Choice, Scorer, Selection, lowest_losses, worst_of
 from regaug.seeds import derived_seed
 
 
@@ -20,16 +25,25 @@ class MaxUp:
     """Draws m augmented copies of every sample and keeps each sample's worst.
 
     Args:
-        stages: augmentations of `mix`, applied one after the other to every copy.
+        augmentations: of `augment.mix`, applied one after the other to every copy.
         num_copies: m; with 1 there is nothing to score, and training is the plain augmentation's.
-        scorer: `scoring.Scorer`.
+        scorer: gives the loss of each sample; with one copy it is not needed.
         seed: of the run; the draws depend on it and on the batch's key alone.
         views: the loader delivers m versions of each sample, [m * B, ...], version by version.
-        excess: rank by the loss above the entropy of the soft target, which does not favour shares near 0.5.
+        excess: rank by the loss above the entropy of the soft target, which does not favour lambda near 0.5.
     """
 
-    def __init__(self, stages, *, num_copies, scorer, seed, views=False, excess=False):
-        self.stages = stages
+    def __init__(
+        self,
+        augmentations: Sequence[CutMix | Mixup | Cutout | GaussianNoise],
+        *,
+        num_copies: int,
+        scorer: Scorer | None,
+        seed: int,
+        views: bool = False,
+        excess: bool = False,
+    ):
+        self.augmentations = augmentations
         self.num_copies = num_copies
         self.scorer = scorer
         self.seed = seed
@@ -37,7 +51,9 @@ class MaxUp:
         self.excess = excess
 
     @torch.no_grad()
-    def __call__(self, input, target, key):
+    def __call__(
+        self, input: torch.Tensor, target: torch.Tensor, key: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
         """Choose what to train on.
 
         Args:
@@ -46,35 +62,37 @@ class MaxUp:
             key: what the draws depend on besides the seed: (num_updates, rank, micro-batch).
 
         Returns:
-            (input [B, C, H, W], target [B] or [B, K], figures for the log).
+            (input [B, C, H, W], target [B] or [B, K], metrics).
         """
         candidates = self.candidates(input, target, np.random.default_rng(derived_seed('maxup', self.seed, *key)))
-        figures = {'maxup_passes': 0.0}
+        metrics = {'maxup_passes': 0.0}
         if self.num_copies == 1:
-            input, target, shares = next(candidates)
+            input, target, lam = next(candidates)
         else:
             floor = functools.partial(lowest_losses, self.scorer.task.criterion) if self.excess else None
             choice = worst_of(candidates, self.scorer, floor)
-            input, target, shares = choice.chosen
-            figures = self.figures(choice)
-        return input, target, {**figures, 'maxup_lambda': shares.mean()}
+            input, target, lam = choice.chosen
+            metrics = self.metrics(choice)
+        return input, target, {**metrics, 'maxup_lambda': lam.mean()}
 
-    def candidates(self, input, target, rng):
-        """The m candidate batches, one at a time: (input [B, ...], target, share of the sample's own label [B])."""
+    def candidates(
+        self, input: torch.Tensor, target: torch.Tensor, rng: np.random.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The m candidate batches, one at a time: (input [B, ...], target, lambda [B])."""
         copies = self.num_copies
         inputs = input.tensor_split(copies) if self.views else [input] * copies
         target = target[: len(inputs[0])]
-        draws = [stage.draw(rng, copies, inputs[0]) for stage in self.stages]
+        draws = [augmentation.draw(rng, copies, inputs[0]) for augmentation in self.augmentations]
         for copy, input in enumerate(inputs):
-            shares, mixed = torch.ones(len(input), device=input.device), target
-            for stage in draws:
-                input, mixed, kept = stage[copy](input, mixed)
+            lam, mixed = torch.ones(len(input), device=input.device), target
+            for make in draws:
+                input, mixed, kept = make[copy](input, mixed)
                 if kept is not None:
-                    shares = shares * kept
-            yield input, mixed, shares
+                    lam = lam * kept
+            yield input, mixed, lam
 
-    def figures(self, choice):
-        """What to log about a `scoring.Choice`."""
+    def metrics(self, choice: Choice) -> Metrics:
+        """What to log about a choice."""
         copies = self.num_copies
         counts = (choice.index == torch.arange(copies, device=choice.index.device)[:, None]).float().mean(dim=1)
         return {
@@ -85,7 +103,7 @@ class MaxUp:
         }
 
 
-def create(args, model, data_config):
+def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Selection | None:
     """MaxUp for these options, None with `--maxup 0`."""
     if not args.maxup:
         return None
@@ -94,7 +112,7 @@ def create(args, model, data_config):
     return Selection('maxup', build, data_config, option=option, scores=args.maxup > 1)
 
 
-def create_maxup(phase, task, data_config):
+def create_maxup(phase, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
     """MaxUp as it is in a phase.
 
     Args:
@@ -129,7 +147,7 @@ def create_maxup(phase, task, data_config):
     )
 
 
-def adapt_phase(phase, epoch, args):
+def adapt_phase(phase, epoch: int, args: Namespace):
     """One copy in the warm-up, and where nothing is left that makes copies differ; off in refinement."""
     if not phase.options.maxup:
         return phase

@@ -5,8 +5,10 @@ section 2: the worst candidate needs forward passes only. UADA's probes are scor
 """
 
 import copy
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,11 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 from torch import nn
 
 from regaug.errors import OptionError
-from regaug.methods import Method
+from regaug.methods import Context, Method, Metrics
+from regaug.slimmable.structure import batch_norms
 
 
-def sample_losses(criterion, output, target):
+def sample_losses(criterion: nn.Module, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The training loss of each sample; its mean is the criterion's value.
 
     Args:
@@ -38,19 +41,19 @@ def sample_losses(criterion, output, target):
     return F.cross_entropy(output, target, reduction='none', label_smoothing=smoothing)
 
 
-def unreduced(criterion):
+def unreduced(criterion: BinaryCrossEntropy) -> BinaryCrossEntropy:
     """A copy of timm's binary cross-entropy that gives [B, K]."""
     criterion = copy.copy(criterion)
     criterion.reduction, criterion.sum_classes = 'none', False
     return criterion
 
 
-def lowest_losses(criterion, target):
+def lowest_losses(criterion: nn.Module, target: torch.Tensor) -> torch.Tensor:
     """The smallest loss that any output could reach for each soft target: the entropy of the target.
 
     Args:
         criterion: as in `sample_losses`.
-        target: soft targets [B, K], or class indices [B], for which there is nothing to tell apart.
+        target: soft targets [B, K], or class indices [B], which all candidates of a sample have in common.
 
     Returns:
         Losses [B].
@@ -78,11 +81,11 @@ class Scorer:
         task: has `full_network` (may be compiled, never wrapped for DDP), `criterion` and `autocast`.
     """
 
-    def __init__(self, task):
+    def __init__(self, task: nn.Module):
         self.task = task
 
     @torch.no_grad()
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Logits [B, K] of a batch, in the autocast dtype."""
         module = self.task.full_network
         devices = [input.device] if input.device.type == 'cuda' else []
@@ -90,11 +93,11 @@ class Scorer:
             output = module(input)
         return output[0] if isinstance(output, (tuple, list)) else output
 
-    def __call__(self, input, target):
+    def __call__(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Losses [B] of the samples of a batch."""
         return sample_losses(self.task.criterion, self.forward(input), target)
 
-    def check(self, input):
+    def check(self, input: torch.Tensor):
         """Run one pass and make sure that it leaves no trace in the model's buffers.
 
         Args:
@@ -111,19 +114,24 @@ class Scorer:
                 raise ValueError(f'a scoring pass would change the buffer {name!r} of {type(module).__name__}')
 
 
+# Chooses what to train on: (input, target, key) -> (input, target, metrics).
+Selector = Callable[[torch.Tensor, torch.Tensor, tuple[int, int, int]], tuple[torch.Tensor, torch.Tensor, Metrics]]
+
+
 class Selection(Method):
     """A method that chooses the input by scores, built anew for every phase.
 
     Args:
         name: of the method.
-        build: function (phase, task) -> selector, which is called with (input, target, key) and returns them with
-            metrics.
+        build: function (phase, task) -> selector.
         data_config: timm's data configuration.
         option: what asked for it, for messages.
         scores: it will score candidates.
     """
 
-    def __init__(self, name, build, data_config, *, option, scores):
+    def __init__(
+        self, name: str, build: Callable[..., Selector], data_config: dict[str, Any], *, option: str, scores: bool
+    ):
         self.name = name
         self.build = build
         self.data_config = data_config
@@ -131,7 +139,7 @@ class Selection(Method):
         self.scores = scores
         self.task = self.selector = None
 
-    def attach(self, task):
+    def attach(self, task: nn.Module):
         """Run one scoring pass, which must leave the model as it is.
 
         Raises:
@@ -150,21 +158,21 @@ class Selection(Method):
     def start_phase(self, phase):
         self.selector = self.build(phase, self.task)
 
-    def select(self, input, target, context):
+    def select(self, input: torch.Tensor, target: torch.Tensor, context: Context):
         return self.selector(input, target, context.key)
 
 
 @contextmanager
 def untracked_statistics(module: nn.Module):
     """Batch-norm in training mode keeps no running statistics as long as the context lasts."""
-    tracking = [part for part in module.modules() if part.training and getattr(part, 'track_running_stats', False)]
-    for part in tracking:
-        part.track_running_stats = False
+    tracking = [norm for norm in batch_norms(module) if norm.training and norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for part in tracking:
-            part.track_running_stats = True
+        for norm in tracking:
+            norm.track_running_stats = True
 
 
 @dataclass(frozen=True)
@@ -182,32 +190,33 @@ class Choice:
     losses: torch.Tensor
 
     @property
-    def chosen_losses(self):
+    def chosen_losses(self) -> torch.Tensor:
         """Losses of the chosen candidates, [B]."""
         return self.losses.gather(0, self.index[None])[0]
 
 
-def worst_of(candidates, score, floor=None):
-    """Choose for each sample the candidate with the largest score; of equal ones the first.
+def worst_of(
+    candidates: Iterable[tuple[torch.Tensor, ...]],
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    floor: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Choice:
+    """Choose for each sample the candidate with the largest score that is a number; of equal ones the first.
 
     Args:
-        candidates: iterable of (input, target, further parts), tensors [B, ...]; candidate j of sample b is row b of
-            the j-th. Only the worst so far and the next one are alive at a time.
-        score: function (input, target) -> losses [B].
-        floor: function target -> [B], subtracted from the losses before they are compared, or None.
-
-    Returns:
-        `Choice`.
+        candidates: (input, target, further parts), tensors [B, ...]; candidate j of sample b is row b of the j-th. Only
+            the worst so far and the next one are alive at a time.
+        score: from input and target to losses [B].
+        floor: from the target to what is subtracted from the losses before they are compared, [B].
     """
     worst, worst_rank, index, losses = None, None, None, []
     for number, candidate in enumerate(candidates):
         loss = score(*candidate[:2])
-        rank = loss if floor is None else loss - floor(candidate[1])
+        rank = without_nan(loss if floor is None else loss - floor(candidate[1]))
         losses.append(loss)
         if worst is None:
             worst, worst_rank, index = candidate, rank, torch.zeros_like(rank, dtype=torch.long)
             continue
-        worse = (rank > worst_rank) | worst_rank.isnan()
+        worse = rank > worst_rank
         worst = tuple(select(worse, new, old) for new, old in zip(candidate, worst, strict=True))
         worst_rank = torch.where(worse, rank, worst_rank)
         index = torch.where(worse, number, index)
@@ -215,6 +224,11 @@ def worst_of(candidates, score, floor=None):
     return Choice(worst, index, torch.stack(losses))
 
 
-def select(condition, new, old):
+def without_nan(ranks: torch.Tensor) -> torch.Tensor:
+    """Ranks by which what is no number comes last: a candidate of that loss would end the training."""
+    return ranks.masked_fill(ranks.isnan(), -torch.inf)
+
+
+def select(condition: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """Rows of `new` where the condition [B] holds, else of `old`; tensors [B, ...]."""
     return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)

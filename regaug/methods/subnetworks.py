@@ -4,17 +4,25 @@ Source: Yang et al., "GradAug: A New Regularization Method for Deep Neural Netwo
 and 4.1.
 """
 
+import copy
+import functools
+import math
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from regaug.errors import OptionError
+from regaug.methods.depth import DepthTwin, take_drop_path
+from regaug.slimmable import SlimmablePlan, Twin
 from regaug.slimmable.shapes import shape_error
 
 # Shares of the training size, as 224, 192, 160, 128 on ImageNet (section 4.1).
-_SIZE_SHARES = (1, 6 / 7, 5 / 7, 4 / 7)
+SIZE_SHARES = (1, 6 / 7, 5 / 7, 4 / 7)
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Draw:
     Attributes:
         width: kept fraction of the channels.
         size: height of the input after `scale` or `crop`, in pixels.
+        seed: what is masked.
         quarter_turns: rotation by multiples of 90 degrees, 0 to 3.
         top, left: place of the crop among those there are, as fractions from 0 to below 1.
         flip: flip the batch from left to right.
@@ -31,45 +40,90 @@ class Draw:
 
     width: float
     size: int
+    seed: int = 0
     quarter_turns: int = 0
     top: float = 0.0
     left: float = 0.0
     flip: bool = False
 
 
-def default_sizes(size):
-    """Sizes of the `scale` transform for a training size: multiples of 32 from 160 pixels up, of 4 below.
-
-    Returns:
-        Descending list without repetition that starts with `size`.
-    """
-    step = 32 if size >= 160 else 4
-    rounded = [max(step, round(size * share / step) * step) for share in _SIZE_SHARES[1:]]
-    return list(dict.fromkeys([size, *(other for other in rounded if other < size)]))
-
-
-def draw_widths(rng, count, min_width, choices=None):
-    """Widths of an update's sub-networks, in descending order (sandwich rule, section 3.2).
+def sizes_for(height: int, sizes: Sequence[float] = SIZE_SHARES) -> list[int]:
+    """Sizes that `scale` and `crop` draw from, for images of a height in pixels.
 
     Args:
-        rng: `random.Random`.
-        count: sub-networks; from two on, one of them has the smallest width.
+        sizes: pixels, or shares of the height in (0, 1], which give multiples of 32 from 160 pixels up, of 4 below.
+
+    Returns:
+        List without repetition, in the order given.
+    """
+    step = 32 if height >= 160 else 4
+
+    def pixels(size):
+        if size > 1:
+            return int(size)
+        return height if size == 1 else min(max(step, round(height * size / step) * step), height)
+
+    return list(dict.fromkeys(map(pixels, sizes)))
+
+
+def draw_widths(
+    rng: random.Random, count: int, min_width: float, choices: Sequence[float] | None = None, rule: str = 'sandwich'
+) -> list[float]:
+    """Widths of an update's sub-networks, in descending order.
+
+    Args:
+        count: how many.
         min_width: smallest width (alpha).
         choices: draw from these widths instead of uniformly from [min_width, 1].
+        rule: `sandwich` (from two sub-networks on, one of them has the smallest width: section 3.2), `uniform` (all are
+            drawn: rebuttal, table 4), `smallest` (none is drawn: the released code with one sub-network).
     """
-    fixed = [min_width] if count > 1 else []
+    fixed = [min_width] * {'sandwich': int(count > 1), 'uniform': 0, 'smallest': count}[rule]
     drawn = [rng.choice(choices) if choices else rng.uniform(min_width, 1.0) for _ in range(count - len(fixed))]
     return sorted(fixed + drawn, reverse=True)
 
 
-def transform(input, draw, names):
+def rows_of(index: int, batch_size: int, share: float) -> slice:
+    """The rows of the batch that a sub-network sees: consecutive ones, each sub-network's after the last one's.
+
+    Args:
+        index: of the sub-network, from 0.
+        share: of the batch, in (0, 1]; at least one row.
+    """
+    rows = max(1, int(share * batch_size + 0.05))  # a share written as 0.333 is a third
+    start = index % max(1, batch_size // rows) * rows
+    return slice(start, start + rows)
+
+
+def mask(input: torch.Tensor, ratio: float, patch: int, seed: int) -> torch.Tensor:
+    """Set random square patches of each image to zero, the mean colour after normalisation (MaskSub).
+
+    Source: Heo et al., "Masking meets Supervision: A Strong Learning Alliance" (arXiv 2306.11339), section 3.
+
+    Args:
+        input: images [B, C, H, W].
+        ratio: share of the patches, in (0, 1), rounded to whole patches.
+        patch: side in pixels; the last ones of a row or column may be smaller.
+        seed: of the generator on the device of the images.
+    """
+    height, width = input.shape[-2:]
+    rows, columns = math.ceil(height / patch), math.ceil(width / patch)
+    generator = torch.Generator(input.device).manual_seed(seed)
+    order = torch.rand(len(input), rows * columns, generator=generator, device=input.device).argsort(dim=1)
+    masked = (order < round(ratio * rows * columns)).view(len(input), 1, rows, columns)
+    masked = masked.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :height, :width]
+    return input.masked_fill(masked, 0)
+
+
+def transform(input, draw, names, *, mask_ratio=0.5, mask_patch=32):
     """Transform a normalised batch for a sub-network.
 
     Args:
         input: images [B, C, H, W].
         draw: `Draw`.
         names: transforms in the order in which they are applied: `scale` (bilinear, aligned corners, to `draw.size`),
-            `rotate` (by quarter turns), `crop` (to `draw.size`), `flip`.
+            `rotate` (by quarter turns), `crop` (to `draw.size`), `flip`, `mask`.
+        mask_ratio, mask_patch: see `mask`.
 
     Returns:
         Images [B, C, h, w] in the memory format of the input.
@@ -88,7 +142,26 @@ def transform(input, draw, names):
             input = input[..., top : top + target[0], left : left + target[1]]
         elif name == 'flip' and draw.flip:
             input = input.flip(-1)
+        elif name == 'mask':
+            input = mask(input, mask_ratio, mask_patch, draw.seed)
     return input.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def soft_label_loss(output, teacher_output, criterion):
+    """Distance of a sub-network's output from the full network's, in float32.
+
+    Args:
+        output: logits of the sub-network [B, K].
+        teacher_output: logits of the full network [B, K], detached.
+        criterion: the training loss; under binary cross-entropy the full network's sigmoid is the label, with the
+            criterion's reduction, else its softmax (temperature 1) and the mean KL divergence per sample.
+    """
+    if isinstance(criterion, BinaryCrossEntropy):
+        soft_criterion = copy.copy(criterion)
+        soft_criterion.target_threshold = None
+        return soft_criterion(output.float(), teacher_output.float().sigmoid())
+    teacher_target = teacher_output.float().softmax(dim=-1)
+    return F.kl_div(output.float().log_softmax(dim=-1), teacher_target, reduction='batchmean')
 
 
 class SubnetSwitch(nn.Module):
@@ -122,3 +195,24 @@ def check_sizes(model, input_size, sizes):
             raise OptionError(
                 f'--gradaug-sizes {size}: {type(model).__name__} cannot take such images ({reason}){hint}.'
             )
+
+
+def plan_subnetworks(args, model, input_size):
+    """What the sub-networks will be.
+
+    Returns:
+        (make_subnet, share_of_flops, report): a function from the model to what runs a width, one from a width to the
+        share of FLOPs that it keeps, and text for the log.
+    """
+    if args.gradaug_subnet == 'depth':
+        rates = take_drop_path(model)
+        if not rates:
+            raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
+        return functools.partial(DepthTwin, rates=rates), lambda width: 1.0, f'drop path in {len(rates)} blocks'
+    try:
+        plan = SlimmablePlan(model, input_size)
+    except ValueError as error:
+        raise OptionError(f'--gradaug {args.gradaug} with --model {args.model}: {error}') from error
+    divisor = args.gradaug_width_divisor
+    make_subnet = functools.partial(Twin, plan=plan, width_divisor=divisor)
+    return make_subnet, lambda width: plan.kept(width, divisor)[1], plan.report(args.gradaug_min_width, divisor)

@@ -4,74 +4,83 @@ Source: Xu and Zhao, "Universal Adaptive Data Augmentation" (arXiv 2207.06658), 
 
 For each batch:
 
-1. draw the parameters of all groups (`augmentation.Augmentation`) and score this base;
-2. score one probe for each group, with that group's parameters moved by `delta`;
+1. draw the parameters of all groups (`augment.parameters`) and score this base;
+2. score one probe for each group, in which that group's parameters have moved by `delta`;
 3. move each group by `epsilon` along the sign of the difference;
 4. score the candidates, in each of which one group has moved;
 5. train each sample on its worst candidate, the base being one of them.
 """
 
 import functools
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data.loader import adapt_to_chs
+from torch import nn
 
 from regaug.augment.operators import NUM_LEVELS, OPERATORS
-from regaug.augment.parameters import Augmentation, Parameters
+from regaug.augment.parameters import BASE, Augmentation, Parameters
 from regaug.errors import OptionError
-from regaug.methods.scoring import Scorer, Selection, select
+from regaug.methods import Metrics
+from regaug.methods.scoring import Scorer, Selection, select, without_nan
 from regaug.seeds import derived_seed
-
-_CHECK_EVERY = 500  # updates: how often reused scores are compared with exact ones
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The base, and for each group the candidate in which that group has moved; lists of equal length.
+    """What a batch may train on, by name: `BASE`, then the groups; each has moved in the candidate of its name.
 
     Attributes:
-        groups: names of the groups that moved, one less than there are candidates.
-        params: `augmentation.Parameters` of each candidate.
+        params: how the candidates are augmented.
         images: normalised, [B, C, H, W] each.
-        losses: [B] each; where a candidate did not move it is the base, with the base's loss.
-        passes: scoring passes that it took, in batches.
+        losses: [B] each.
+        passes: scoring passes that it took.
     """
 
-    groups: list[str]
-    params: list[Parameters]
-    images: list[torch.Tensor]
-    losses: list[torch.Tensor]
-    passes: float
+    params: dict[str, Parameters]
+    images: dict[str, torch.Tensor]
+    losses: dict[str, torch.Tensor]
+    passes: int
 
 
 class UADA:
     """Chooses the augmentation of each sample.
 
     Args:
-        augmentation: `augmentation.Augmentation`.
-        scorer: `scoring.Scorer`.
+        augmentation: draws, moves and applies the parameters.
+        scorer: gives the loss of each sample.
         seed: of the run; the draws depend on it and on the batch's key alone.
         delta: size of the probes, in levels and pixels.
         epsilon: size of the step; with 0 nothing adapts and nothing is scored.
         step: `ascend`; the paper's controls (table 6) are `random`, where parameters move at random, and `descend`,
             where they move down the loss and each sample trains on its easiest candidate.
-        reuse: score no sample twice with the same parameters. Candidates of several kinds then share a batch, which
-            batch-norm notices: an approximation, compared with the exact choice every 500 updates.
     """
 
-    def __init__(self, augmentation, *, scorer, seed, delta=1, epsilon=1, step='ascend', reuse=False):
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        *,
+        scorer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        seed: int,
+        delta: int = 1,
+        epsilon: int = 1,
+        step: str = 'ascend',
+    ):
         self.augmentation = augmentation
         self.scorer = scorer
         self.seed = seed
         self.delta = delta
         self.epsilon = epsilon
         self.step = step
-        self.reuse = reuse
 
     @torch.no_grad()
-    def __call__(self, input, target, key):
+    def __call__(
+        self, input: torch.Tensor, target: torch.Tensor, key: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
         """Choose what to train on.
 
         Args:
@@ -80,177 +89,125 @@ class UADA:
             key: what the draws depend on besides the seed: (num_updates, rank, micro-batch).
 
         Returns:
-            (normalised input [B, C, H, W], target, figures for the log).
+            (normalised input [B, C, H, W], target, metrics).
         """
-        augmentation = self.augmentation
         rng = np.random.default_rng(derived_seed('uada', self.seed, *key))
-        base = augmentation.draw(rng, input)
+        # Step 1: draw the parameters of all groups. How the groups may move is drawn as well, whatever comes of it.
+        base = self.augmentation.draw(rng, input)
         if not self.epsilon:
-            [images] = augmentation.apply(input, [base], {})
-            return images, target, {'uada_passes': 0.0}
-        steps = augmentation.draw_steps(rng, base, input, self.delta)
-        find = self.move_at_random if self.step == 'random' else self.move_by_probes
-        candidates = find(input, target, base, steps, self.reuse)
+            images, _ = self.augmentation.apply(input, {BASE: base})
+            return images[BASE], target, {'uada_passes': 0.0}
+        at_random = self.step == 'random'
+        steps = self.augmentation.draw_steps(rng, base, input, self.delta, toss_flips=at_random)
+        move = self.move_at_random if at_random else self.move_by_probes
+        candidates = move(input, target, base, steps)
+        # Step 5: each sample trains on its worst candidate.
         index = self.choose(candidates)
-        images = candidates.images[0]
-        for number, others in enumerate(candidates.images[1:], start=1):
-            images = select(index == number, others, images)
-        figures = self.figures(candidates, index, steps.get('policy'))
-        num_updates, _, micro_batch = key
-        if self.reuse and num_updates % _CHECK_EVERY == 0 and micro_batch == 0:
-            exact = self.choose(find(input, target, base, steps, reuse=False))
-            figures['uada_agreement'] = (index == exact).float().mean()
-        return images, target, figures
+        images, *others = candidates.images.values()
+        for number, moved in enumerate(others, start=1):
+            images = select(index == number, moved, images)
+        return images, target, self.metrics(candidates, index, steps.get('policy'))
 
-    def choose(self, candidates):
-        """Which candidate each sample trains on, int64 [B]; of equal ones the first."""
-        losses = torch.stack(candidates.losses)
-        return losses.argmin(dim=0) if self.step == 'descend' else losses.argmax(dim=0)
-
-    def move_at_random(self, input, target, base, steps, reuse):
-        """`Candidates` whose parameters moved up or down by the toss of a coin."""
+    def move_by_probes(
+        self, input: torch.Tensor, target: torch.Tensor, base: Parameters, steps: dict[str, torch.Tensor]
+    ) -> Candidates:
+        """Move the groups along the sign of the loss's finite differences: steps 1 to 4."""
         augmentation = self.augmentation
-        moved = {
-            group: augmentation.move(base, group, step if group == 'flip' else self.epsilon * step.sign(), input)
-            for group, step in steps.items()
-        }
-        base_images, *images = augmentation.apply(input, [base, *moved.values()], {})
-        base_loss = self.scorer(base_images, target)
-        images = dict(zip(moved, images, strict=True))
-        known = {group: self.known(group, params, (base, base_loss)) for group, params in moved.items()}
-        losses, passes = self.score(images, target, known, reuse)
-        return self.collect(base, base_images, base_loss, moved, images, losses, 1 + passes)
+        # Step 1, scored, and step 2: one probe for each group.
+        probes = {group: augmentation.move(base, group, step, input) for group, step in steps.items()}
+        images, before_cutout = augmentation.apply(input, {BASE: base, **probes})
+        losses = {name: self.scorer(batch, target) for name, batch in images.items()}
+        passes = len(images)
 
-    def move_by_probes(self, input, target, base, steps, reuse):
-        """`Candidates` whose parameters moved along the sign of the loss's finite differences."""
-        augmentation, memo = self.augmentation, {}
-        everywhere = torch.ones(len(input), dtype=torch.bool, device=input.device)
-        probes = {
-            group: augmentation.move(base, group, everywhere if group == 'flip' else step, input)
-            for group, step in steps.items()
-        }
-        base_images, *images = augmentation.apply(input, [base, *probes.values()], memo)
-        base_loss = self.scorer(base_images, target)
-        images = dict(zip(probes, images, strict=True))
-        known = {group: self.known(group, probe, (base, base_loss)) for group, probe in probes.items()}
-        probe_losses, probe_passes = self.score(images, target, known, reuse)
-        flipped_images = images.get('flip')
+        # Step 3: all coordinates of a group follow the one difference that its probe made, each by the sign of its own
+        # step (equation 5). Where a probe made none, and where a loss is no number, nothing moves.
+        moved = {}
+        for group, step in steps.items():
+            uphill = (losses[group] - losses[BASE]).sign().nan_to_num() * (-1 if self.step == 'descend' else 1)
+            uphill = uphill.to(step.dtype).view(-1, *[1] * (step.ndim - 1))
+            moved[group] = augmentation.move(base, group, self.epsilon * uphill * step.sign(), input)
 
+        # Step 4: score them. A flip has two values, so its candidate is the probe or the base, both scored already.
+        unscored = {group: params for group, params in moved.items() if group != 'flip'}
+        moved_images, _ = augmentation.apply(input, unscored, before_cutout)
+        losses |= {group: self.scorer(batch, target) for group, batch in moved_images.items()}
+        passes += len(moved_images)
+        if 'flip' in moved:
+            moved_images['flip'] = select(moved['flip'].flips != base.flips, images['flip'], images[BASE])
+        return self.collect({BASE: base, **moved}, {BASE: images[BASE], **moved_images}, losses, passes)
+
+    def move_at_random(
+        self, input: torch.Tensor, target: torch.Tensor, base: Parameters, steps: dict[str, torch.Tensor]
+    ) -> Candidates:
+        """Move the groups up or down by the toss of a coin, without a probe."""
         moved = {
-            group: self.follow(base, group, step, probe_losses[group] - base_loss, input)
+            group: self.augmentation.move(base, group, self.epsilon * step.sign(), input)
             for group, step in steps.items()
         }
-        rest = {group: params for group, params in moved.items() if group != 'flip'}
-        images = dict(zip(rest, augmentation.apply(input, list(rest.values()), memo), strict=True))
-        del memo
+        params = {BASE: base, **moved}
+        images, _ = self.augmentation.apply(input, params)
+        losses = {name: self.scorer(batch, target) for name, batch in images.items()}
+        return self.collect(params, images, losses, len(images))
+
+    def collect(
+        self,
+        params: dict[str, Parameters],
+        images: dict[str, torch.Tensor],
+        losses: dict[str, torch.Tensor],
+        passes: int,
+    ) -> Candidates:
+        """`Candidates` in the order of the parameters; what did not move is the base, with the base's loss.
+
+        Another pass may give the same image another loss: batch statistics depend on the rest of the batch.
+        """
         known = {
-            group: self.known(group, params, (probes[group], probe_losses[group]), (base, base_loss))
-            for group, params in rest.items()
+            name: torch.where(self.augmentation.same(other, params[BASE], name), losses[BASE], losses[name])
+            for name, other in params.items()
+            if name != BASE
         }
-        losses, passes = self.score(images, target, known, reuse)
-        if 'flip' in moved:  # either the probe or the base: nothing new to score
-            flipped = moved['flip'].flips != base.flips
-            images['flip'] = select(flipped, flipped_images, base_images)
-            losses['flip'] = probe_losses['flip']
-        return self.collect(base, base_images, base_loss, moved, images, losses, 1 + probe_passes + passes)
+        images = {name: images[name] for name in params}
+        return Candidates(params, images, {BASE: losses[BASE], **known}, passes)
 
-    def follow(self, base, group, step, difference, input):
-        """Move a group by epsilon along the sign of its loss's finite difference (equation 5).
+    def choose(self, candidates: Candidates) -> torch.Tensor:
+        """Number of the candidate that each sample trains on, int64 [B]; of equal ones the first, NaN last."""
+        losses = torch.stack(list(candidates.losses.values()))
+        return without_nan(-losses if self.step == 'descend' else losses).argmax(dim=0)
 
-        Args:
-            step: of the group's probe.
-            difference: loss of the probe minus loss of the base, [B].
-        """
-        uphill = difference.sign().nan_to_num() * (-1 if self.step == 'descend' else 1)
-        if group == 'flip':
-            return self.augmentation.move(base, group, uphill > 0, input)
-        step = self.epsilon * uphill.to(step.dtype)[:, None] * step.sign()
-        return self.augmentation.move(base, group, step, input)
-
-    def known(self, group, params, *earlier):
-        """Losses [B] of parameters that were scored before, nan where they were not.
-
-        Args:
-            earlier: pairs of `Parameters` and their losses [B].
-        """
-        losses = torch.full_like(earlier[0][1], torch.nan)
-        for others, scored in earlier:
-            losses = torch.where(self.augmentation.same(params, others, group), scored, losses)
-        return losses
-
-    def score(self, images, target, known, reuse):
-        """Losses of several candidates.
-
-        Args:
-            images: {group: [B, C, H, W]}.
-            target: [B].
-            known: {group: losses [B] from `known`}.
-            reuse: score only what is not known, in batches of one, two, three or four quarters of the usual size (few
-                sizes, since cuDNN and compilers look at each anew; none below 8, because of batch-norm).
-
-        Returns:
-            ({group: losses [B]}, passes in batches).
-        """
-        if not reuse:
-            return {group: self.scorer(batch, target) for group, batch in images.items()}, len(images)
-        if not images:
-            return {}, 0
-        size, losses = len(target), torch.cat([known[group] for group in images])
-        rows = losses.isnan().nonzero()[:, 0]
-        count, unit = len(rows), max(size // 4, min(size, 8))
-        if count:
-            fill = torch.arange(-count % unit, device=rows.device)
-            every_image = torch.cat(list(images.values()))
-            pieces = torch.cat([rows, fill]).split(size - size % unit)
-            scored = torch.cat([self.scorer(every_image[piece], target[piece % size]) for piece in pieces])
-            losses = losses.index_copy(0, rows, scored[:count].to(losses.dtype))
-            count += len(fill)
-        return dict(zip(images, losses.split(size), strict=True)), count / size
-
-    def collect(self, base, base_images, base_loss, moved, images, losses, passes):
-        """`Candidates` in the order of the groups."""
-        losses = [
-            torch.where(self.augmentation.same(params, base, group), base_loss, losses[group])
-            for group, params in moved.items()
-        ]
-        images = [base_images, *(images[group] for group in moved)]
-        return Candidates(list(moved), [base, *moved.values()], images, [base_loss, *losses], passes)
-
-    def figures(self, candidates, index, step):
+    def metrics(self, candidates: Candidates, index: torch.Tensor, step: torch.Tensor | None) -> Metrics:
         """What to log about the choice.
 
         Args:
-            index: which candidate each sample trains on, [B].
+            index: number of the candidate that each sample trains on, [B].
             step: of the policy's probe, [B, 2], or None without policy.
 
         Returns:
-            Passes, loss gained, share of samples that train on a moved candidate, in all and by group; with a policy
-            also shares of the operators among those that moved it and of the levels trained with.
+            Passes, loss gained, fraction of the samples that train on a moved candidate, in all and by group; with a
+            policy also the distribution of the operators among those that moved it and of the levels trained with.
         """
-        losses, groups, device = torch.stack(candidates.losses), candidates.groups, index.device
-        shares = (index == torch.arange(1, len(groups) + 1, device=device)[:, None]).float().mean(dim=1)
-        figures = {
+        losses, device = torch.stack(list(candidates.losses.values())), index.device
+        names = list(candidates.params)
+        moved = (index == torch.arange(1, len(names), device=device)[:, None]).float().mean(dim=1)
+        metrics = {
             'uada_passes': float(candidates.passes),
             'uada_gain': (losses.gather(0, index[None])[0] - losses[0]).mean(),
             'uada_moved': (index > 0).float().mean(),
-            **{f'uada_moved_{group}': share for group, share in zip(groups, shares, strict=True)},
+            **{f'uada_moved_{group}': value for group, value in zip(names[1:], moved, strict=True)},
         }
         if step is None:
-            return figures
-        place = 1 + groups.index('policy')
-        base, policy = candidates.params[0], candidates.params[place]
-        chosen = (index == place)[:, None]
-        levels = torch.where(chosen, policy.levels, base.levels)
+            return metrics
+        base, policy = candidates.params[BASE], candidates.params['policy']
+        chosen = (index == names.index('policy'))[:, None]
         types = base.types.to(device, non_blocking=True)
         operators = torch.zeros(len(OPERATORS), device=device)
         operators.scatter_add_(0, types.flatten(), (chosen & (step != 0)).flatten().float())
         operators = operators / operators.sum().clamp(min=1)
-        level_shares = (levels[..., None] == torch.arange(NUM_LEVELS, device=device)).float().mean(dim=(0, 1))
-        figures |= {f'uada_operator/{name}': share for name, share in zip(OPERATORS, operators, strict=True)}
-        return figures | {f'uada_level/{level}': share for level, share in enumerate(level_shares)}
+        levels = torch.where(chosen, policy.levels, base.levels)
+        levels = (levels[..., None] == torch.arange(NUM_LEVELS, device=device)).float().mean(dim=(0, 1))
+        metrics |= {f'uada_operator/{name}': value for name, value in zip(OPERATORS, operators, strict=True)}
+        return metrics | {f'uada_level/{level}': value for level, value in enumerate(levels)}
 
 
-def create(args, model, data_config):
+def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Selection | None:
     """UADA for these options, None without.
 
     Raises:
@@ -266,7 +223,7 @@ def create(args, model, data_config):
     return Selection('uada', build, data_config, option=option, scores=args.uada_epsilon > 0)
 
 
-def create_uada(phase, task, args, data_config):
+def create_uada(phase, task: nn.Module, args: Namespace, data_config: dict[str, Any]) -> UADA:
     """UADA as it is in a phase.
 
     Args:
@@ -296,11 +253,10 @@ def create_uada(phase, task, args, data_config):
         delta=args.uada_delta,
         epsilon=args.uada_epsilon,
         step=args.uada_step,
-        reuse=args.uada_reuse,
     )
 
 
-def adapt_phase(phase, epoch, args):
+def adapt_phase(phase, epoch: int, args: Namespace):
     """Images come in [0, 1], and the loader leaves to UADA what its groups do; off in refinement."""
     if not phase.options.uada:
         return phase

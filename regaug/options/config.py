@@ -1,6 +1,6 @@
-"""The configuration file of `-c`: YAML that takes the place of the options' defaults."""
+"""The file of `-c`: a command line written as YAML; and args.yaml, which it reads back."""
 
-import argparse
+from argparse import SUPPRESS
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,123 +8,123 @@ from typing import Any
 import yaml
 
 from regaug.errors import OptionError
-from regaug.options.option import Group, Option
-from regaug.options.parser import Parser, nearest
+from regaug.options.parser import Group, Option, Parser, nearest
 
-KIND_NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text', None: 'text'}
-
-
-def config_parser() -> Parser:
-    """The parser of `-c` alone; it runs before the main one, which it also lends its line in `--help`."""
-    parser = Parser(add_help=False)
-    # Without a default the option leaves no trace in the namespace, and so none in the dumped options.
-    parser.add_argument(
-        '-c',
-        '--config',
-        default=argparse.SUPPRESS,
-        metavar='FILE',
-        help='YAML file of option values; the command line wins over it',
-    )
-    return parser
+# Without a default it leaves no trace in the namespace, and so none in args.yaml.
+CONFIG = Group(
+    None, Option('-c --config', str, SUPPRESS, 'YAML file of option values (option: value); the command line wins')
+)
+# What one option sets, another one does too: given on the command line, it takes the place of the file's.
+_SAME = {
+    'input_size': ['img_size', 'in_chans'],
+    'drop_connect': ['drop_path'],
+    'cutmix': ['cutmix_minmax'],
+    'data': ['data_dir'],
+    'data_dir': ['data'],
+    'lr_base': ['lr'],
+}
+_TUPLE = 'tag:yaml.org,2002:python/tuple'
 
 
-def read_config(path: str, groups: Iterable[Group]) -> dict[str, Any]:
-    """Reads a YAML file into values for the options of some groups.
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, and tuples (values in `key=value` options); a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for index, (key, _) in enumerate(node.value):
+            if key.value in keys[:index]:
+                raise yaml.MarkedYAMLError(problem=f'key {key.value!r} is given twice', problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, and tuples."""
+
+
+Loader.add_constructor(_TUPLE, lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence(_TUPLE, value))
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Write options as sorted YAML that `read_config` reads back."""
+    return yaml.dump(values, Dumper=Dumper, default_flow_style=False)
+
+
+def read_config(path: str, parser: Parser, groups: Iterable[Group]) -> dict[str, Any]:
+    """Read values by attribute name from a YAML file, each line as what it stands for on the command line.
 
     Args:
         path: The file. Its keys are names of options, written with '-' or '_'.
+        parser: Of the command line, without defaults.
         groups: The options that may be set.
-
-    Returns:
-        Values by attribute name.
-
-    Raises:
-        OptionError: The file cannot be read, a key is unknown or given twice, or a value does not fit its option.
-    """
-    options = {name: option for group in groups for option in group.options for name in config_names(option)}
-    values = {}
-    for key, value in load_mapping(path).items():
-        option = options.get(str(key).replace('-', '_'))
-        if option is None:
-            raise OptionError(f'--config {path}: unknown key {key!r}{nearest(str(key).replace("-", "_"), options)}')
-        if option.dest in values:
-            raise OptionError(f'--config {path}: key {key!r} sets {option.label} a second time')
-        values[option.dest] = convert(option, key, value, path)
-    return values
-
-
-def load_mapping(path: str) -> dict:
-    """Loads the top level of a YAML file.
-
-    Raises:
-        OptionError: No such file, no YAML, or no mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        content = yaml.load(Path(path).read_text(encoding='utf-8'), Loader) or {}
     except OSError as error:
         raise OptionError(f'--config {path}: cannot be read ({error.strerror})') from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f'--config {path}: no valid YAML ({" ".join(str(error).split())})') from None
-    if content is None:
-        return {}
     if not isinstance(content, dict):
         raise OptionError(f'--config {path}: expected "option: value" lines, got {content!r}')
-    return content
+    options = {name: option for group in groups for option in group.options for name in _names(option)}
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace('-', '_')
+        if name not in options:
+            raise OptionError(f'--config {path}: unknown key {key!r}{nearest(name, options)}')
+        option = options[name]
+        if option.dest in values:
+            raise OptionError(f'--config {path}: key {key!r} sets {option.label} a second time')
+        try:
+            values[option.dest] = _parse(parser, option, value)
+        except OptionError as error:
+            raise OptionError(f'--config {path}: {key}: {value!r}: {error}') from None
+    return values
 
 
-def config_names(option: Option) -> list[str]:
-    """The keys that stand for an option: its attribute name and its other long spellings."""
-    spellings = [name.removeprefix('--').replace('-', '_') for name in option.names if name.startswith('--')]
-    return [option.dest, *spellings]
+def command_line_wins(given: dict[str, Any], file: dict[str, Any]):
+    """Drop from a file's values (changed in place) what another option of the command line sets."""
+    if file.get('input_size') and 'input_size' not in given:
+        channels, *sides = file['input_size']
+        sides = [given['img_size']] * 2 if 'img_size' in given else sides
+        file['input_size'] = [given.get('in_chans', channels), *sides]
+    for name in given:
+        for other in _SAME.get(name, ()):
+            file.pop(other, None)
 
 
-def convert(option: Option, key: Any, value: Any, path: str) -> Any:
-    """Brings a YAML value to the type of its option.
+def _names(option: Option) -> list[str]:
+    """Return the keys that stand for an option: its attribute name and its other long spellings."""
+    return [option.dest, *(name[2:].replace('-', '_') for name in option.flags.split() if name.startswith('--'))]
 
-    Numbers may be given as text, since YAML takes `1e-3` for text, and whole numbers as `90.0`.
 
-    Raises:
-        OptionError: The value does not fit; the message names key and value.
-    """
-
-    def misfit(expected):
-        return OptionError(f'--config {path}: {key}: {value!r} does not fit {option.label}, which takes {expected}')
-
-    if value is None:
-        if option.default in (None, '') or option.nullable:
-            return option.default if option.default == '' else None
-        raise misfit('no null')
-    if option.type is dict:
-        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-            raise misfit('a mapping of names to values')
+def _parse(parser: Parser, option: Option, value: Any) -> Any:
+    """Return what argparse makes of a line of the file; YAML's own types settle switches, null and mappings."""
+    if value is None and (option.default in (None, '') or option.nullable):
+        return '' if option.default == '' else None
+    if option.type is bool and isinstance(value, bool):
         return value
-    if option.nargs in ('+', '*') or isinstance(option.nargs, int):
-        if not isinstance(value, list):
-            raise misfit('a list')
-        if option.nargs == '+' and not value and value != option.default:
-            raise misfit('a list of at least one value')
-        if isinstance(option.nargs, int) and len(value) != option.nargs:
-            raise misfit(f'a list of {option.nargs} values')
-        items = [convert_item(option, item) for item in value]
-    else:
-        items = [convert_item(option, value)]
-    if None in items:
-        raise misfit(KIND_NAMES[option.type])
-    if option.choices and not set(items) <= set(option.choices):
-        raise misfit(f'one of {", ".join(option.choices)}')
-    return items if isinstance(value, list) else items[0]
+    if option.type is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return value
+    several = option.nargs not in (None, '?')
+    kind = {bool: 'true or false', dict: 'a mapping of names to values'}.get(option.type)
+    if value is None or kind or isinstance(value, list) is not several:
+        raise OptionError(f'{option.label} takes {kind or ("a list" if several else "one value")}')
+    if repr(value) == repr(option.default):
+        return value
+    words = [_word(option, item) for item in (value if several else [value])]
+    tokens = [f'{option.label}={words[0]}'] if len(words) == 1 else [option.label, *words]
+    parsed = vars(parser.parse_args(tokens if option.label.startswith('-') else words))
+    if parsed.keys() != {option.dest}:  # some of the words were taken for other options
+        raise OptionError(f'{option.label} does not take so many values, or such ones')
+    return parsed[option.dest]
 
 
-def convert_item(option: Option, value: Any) -> Any:
-    """One value in the type of its option, or `None` if it does not fit."""
-    if option.type is bool or isinstance(value, bool):
-        return value if option.type is bool and isinstance(value, bool) else None
-    if option.type in (str, None):
-        return value if isinstance(value, str) else None
-    if not isinstance(value, int | float | str):
-        return None
-    try:
-        number = option.type(value)
-    except ValueError:
-        return None
-    return None if isinstance(value, float) and number != value else number
+def _word(option: Option, item: Any) -> str:
+    """Write one value as a word of the command line."""
+    if isinstance(item, str):
+        return item
+    if option.type in (None, str):
+        raise OptionError(f'{option.label} takes text, in quotes where YAML sees something else')
+    word = f'{item:.0f}' if isinstance(item, float) and item.is_integer() else str(item)  # 90.0 is a whole number
+    return f' {word}' if word.startswith('-') else word  # a number, no option

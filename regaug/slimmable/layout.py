@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regaug.slimmable.labels import Axis, Counts, resolve
+from regaug.slimmable.labels import Axis, Channels, Counts, resolve
 from regaug.slimmable.structure import structure_copy
 
 Ranges = dict[int, list[tuple[int, int]]]  # dimension -> kept indices as (start, length)
@@ -60,6 +60,13 @@ class Layout:
         """Say whether a tensor gets narrower with the width."""
         pieces = [piece for axis in self.axes.get(name, ()) for piece in resolve(axis)]
         return any(channels is not None and channels.slimmable for channels, _ in pieces)
+
+    def kinds(self) -> list[Channels]:
+        """Return one slimmable class for each number and size of units: classes that agree in both round alike."""
+        axes = [axis for labelled in self.axes.values() for axis in labelled]
+        axes += [axis for patch in self.patches.values() for axis in patch.axes]
+        classes = [channels for axis in axes for channels, _ in resolve(axis) if channels and channels.slimmable]
+        return list({(channels.units, channels.unit_size): channels for channels in classes}.values())
 
     def attributes(self, counts: Counts) -> dict[tuple[str, str], Any]:
         """Return the values of the patched attributes, by (module name, attribute)."""

@@ -69,6 +69,7 @@ class SlimmablePlan:
         self.layout: Layout = trace.labels.layout
         self._costs = trace.labels.costs
         _set_unit_sizes(self.layout)
+        self._kinds = self.layout.kinds()
         self.layers, self.full = _classify(pristine, self.layout)
         if not self.layers:
             raise ValueError(f'{self._model_name} has no layer that can be slimmed: {self.reasons()}')
@@ -84,6 +85,10 @@ class SlimmablePlan:
         if width_divisor < 1:
             raise ValueError(f'width divisor must be at least 1, not {width_divisor}')
         return Counts(lambda channels: kept_units(channels.units, channels.unit_size, width, width_divisor))
+
+    def rounded(self, width: float, width_divisor: int = 8) -> tuple[int, ...]:
+        """Return a key that widths have in common if they round to the same channels everywhere."""
+        return tuple(map(self.counts(width, width_divisor).units, self._kinds))
 
     def kept(self, width: float, width_divisor: int = 8) -> tuple[float, float]:
         """Return the fractions of parameters and of multiply-adds (convolutions, matrix products) that remain."""
@@ -136,18 +141,27 @@ def _set_unit_sizes(layout: Layout):
         channels.unit_size = unit
 
 
-def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
-    """Find the modules with a weight that has channels: the slimmed ones, and the others with the reason."""
+def layer_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Find the layers of a model: modules with weights that have channels, and the names of those weights."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    layers, full = [], {}
+    layers = {}
     for module_name, module in model.named_modules():
         own = [(key, parameter) for key, parameter in module.named_parameters(recurse=False) if key.endswith('weight')]
         weights = [names[id(parameter)] for _, parameter in own if parameter.dim() > 1 and max(parameter.shape[:2]) > 1]
+        if weights:
+            layers[module_name] = weights
+    return layers
+
+
+def _classify(model: nn.Module, layout: Layout) -> tuple[list[str], dict[str, str]]:
+    """Tell the slimmed layers from the others, which come with the reason."""
+    layers, full = [], {}
+    for layer, weights in layer_weights(model).items():
         if any(layout.depends_on_width(name) for name in weights):
-            layers.append(module_name)
-        elif weights:
+            layers.append(layer)
+        else:
             reasons = [why_frozen(axis) for name in weights for axis in layout.axes[name][:2]]
-            full[module_name] = ' and '.join(dict.fromkeys(filter(None, reasons))) or NOT_LEARNT
+            full[layer] = ' and '.join(dict.fromkeys(filter(None, reasons))) or NOT_LEARNT
     return layers, full
 
 

@@ -1,9 +1,11 @@
-"""Book-keeping of loss terms over an epoch: averages and last values."""
+"""Book-keeping of losses and loss terms: averages over an epoch, last values, what there is to tell of an update."""
 
+import math
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
-from timm.utils import reduce_tensor
+from timm.utils import AverageMeter, reduce_tensor
 
 FULL = 'full'  # the first term: the full network
 
@@ -56,3 +58,47 @@ def to_floats(values, world_size=1):
     tensors = [value for value in values if torch.is_tensor(value)]
     fetched = iter(torch.stack(tensors).tolist() if tensors else ())
     return [next(fetched) if torch.is_tensor(value) else float(value) for value in values]
+
+
+@dataclass
+class UpdateRecord:
+    """What there is to tell about an update at a log interval.
+
+    Attributes:
+        loss: the first term's loss, averaged over the ranks.
+        terms: {(term, key): value} of the last micro-batch.
+        samples: images of the update, over all ranks.
+        update_time, data_time: seconds per update, and of these waiting for data.
+        grad_norm: L2 norm of the gradients before clipping, or None.
+    """
+
+    epoch: int
+    update_idx: int
+    updates_per_epoch: int
+    num_updates: int
+    loss: AverageMeter
+    terms: dict
+    lr: float
+    samples: int
+    update_time: AverageMeter
+    data_time: AverageMeter
+    grad_norm: float | None
+
+
+def note_losses(losses, pending, grad_norm):
+    """Fetch what an update's micro-batches lost, waiting for the device once.
+
+    Args:
+        losses: `AverageMeter` that takes them.
+        pending: (loss on the device as a share of the update's, micro-batches of the update, samples) of each.
+        grad_norm: norm of the gradients on the device, or None.
+
+    Returns:
+        (grad_norm, finite): the norm as a float or None; whether it and all losses are finite.
+    """
+    values = [loss for loss, _, _ in pending] + ([] if grad_norm is None else [grad_norm])
+    dtype = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+    values = torch.stack([value.to(dtype) for value in values]).tolist()
+    for value, (_, group_size, batch_size) in zip(values, pending):
+        losses.update(value * group_size, batch_size)
+    return (None if grad_norm is None else values[-1]), all(map(math.isfinite, values))

@@ -7,7 +7,7 @@ from torch import nn
 def create_criterion(phase) -> nn.Module:
     """The training loss of a `phases.Phase`; as in timm, `--bce-loss` without smoothing and mixing is cross-entropy."""
     options = phase.options
-    multi_label = getattr(options, 'task', '') == 'multilabel'
+    multi_label = options.task == 'multilabel'
     binary = multi_label or (options.bce_loss and (phase.soft_targets or options.smoothing > 0))
     kwargs = {}
     if binary:

@@ -39,12 +39,14 @@ def dry_run(run):
     """
     args = run.args
     epoch = typical_epoch(run)
+    run.advance_schedule(epoch)
     run.start_phase(phase_at(epoch, args))
     loader = run.train_data.loader
     batches = FirstBatches(loader, _UPDATES * args.grad_accum_steps)
-    metrics = run.engine.train_one_epoch(epoch, batches, run.train_data.mixup_fn)
-    seconds = run.report.last_record.update_time.val
-    lines = [f'loss after {_UPDATES} updates {metrics["loss"]:.4g}']
+    run.engine.train_one_epoch(epoch, batches, run.train_data.mixup_fn)
+    record = run.report.last_record
+    seconds = record.update_time.val
+    lines = [f'loss of update {record.update_idx + 1} in epoch {epoch}: {record.loss.val:.4g}, at lr {record.lr:.4g}']
     eval_seconds = 0.0
     if run.eval_loader is not None:
         run.engine.evaluate(FirstBatches(run.eval_loader, 1), run.eval_model)

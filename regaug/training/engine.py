@@ -4,7 +4,6 @@ import math
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from timm.utils import AverageMeter, reduce_tensor
@@ -13,7 +12,7 @@ from regaug.data.counted import Counted
 from regaug.device import to_device
 from regaug.evaluators.accuracy import accumulate
 from regaug.evaluators.ranks import sum_over_ranks
-from regaug.training.averages import FULL, TermAverages
+from regaug.training.averages import FULL, TermAverages, UpdateRecord, note_losses
 from regaug.training.interrupt import Diverged, Interrupted
 
 
@@ -36,31 +35,6 @@ def accumulation(batch_idx, num_batches, grad_accum_steps):
 
 def updates_per_epoch(loader, grad_accum_steps):
     return math.ceil(len(loader) / grad_accum_steps)
-
-
-@dataclass
-class UpdateRecord:
-    """What there is to tell about an update at a log interval.
-
-    Attributes:
-        loss: the first term's loss, averaged over the ranks.
-        terms: {(term, key): value} of the last micro-batch.
-        samples: images of the update, over all ranks.
-        update_time, data_time: seconds per update, and of these waiting for data.
-        grad_norm: L2 norm of the gradients before clipping, or None.
-    """
-
-    epoch: int
-    update_idx: int
-    updates_per_epoch: int
-    num_updates: int
-    loss: AverageMeter
-    terms: dict
-    lr: float
-    samples: int
-    update_time: AverageMeter
-    data_time: AverageMeter
-    grad_norm: float | None
 
 
 class Engine:
@@ -123,6 +97,7 @@ class Engine:
             waited += time.perf_counter() - data_start
             if batch_idx % steps == 0:
                 task.begin_update(num_updates)
+            task.keep_pictures = self.report.wants_pictures
             input, target, metrics = task.choose_input(input, target)
             batch_size = len(target)
             terms.update(FULL, metrics, batch_size)
@@ -160,7 +135,7 @@ class Engine:
                         grad_norm=grad_norm if self.report.wants_grad_norm else None,
                     )
                 )
-                self.report.on_batch(input, target, batch_idx)
+                self.report.on_batch(input, target, batch_idx, task.pictures())
             stop, bad = self.stop.agree(bad=not finite)
             self._count_bad_update(bad, losses.val)
             if self.save_recovery and (update_idx + 1) % args.recovery_interval == 0 and not self.bad_updates:
@@ -205,6 +180,8 @@ class Engine:
                     loss = loss / group_size
                 if main_loss is None:
                     main_loss = loss.detach()
+                if 'weight' in result:
+                    loss = loss * result.pop('weight')
                 self.updater.backward(loss if scale is None else loss * scale)
             terms.update(name, result, len(target))
         return main_loss
@@ -289,25 +266,6 @@ class Engine:
         metrics = evaluator.compute(distributed=args.distributed)
         unreadable = sum_over_ranks(torch.tensor(counted.unreadable, device=self.device), args.distributed)
         return metrics | ({'unreadable': int(unreadable)} if unreadable else {})
-
-
-def note_losses(losses, pending, grad_norm):
-    """Fetch what an update's micro-batches lost, waiting for the device once.
-
-    Args:
-        losses: `AverageMeter` that takes them.
-        pending: (loss on the device as a share of the update's, micro-batches of the update, samples) of each.
-        grad_norm: norm of the gradients on the device, or None.
-
-    Returns:
-        (grad_norm, finite): the norm as a float or None; whether it and all losses are finite.
-    """
-    values = [loss for loss, _, _ in pending] + ([] if grad_norm is None else [grad_norm])
-    dtype = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
-    values = torch.stack([value.to(dtype) for value in values]).tolist()
-    for value, (_, group_size, batch_size) in zip(values, pending):
-        losses.update(value * group_size, batch_size)
-    return (None if grad_norm is None else values[-1]), all(map(math.isfinite, values))
 
 
 def mean_lr(optimizer):

@@ -128,7 +128,9 @@ def set_flags(options: Namespace, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def fade(phase: Phase, intensity: float) -> Phase:
-    """Weaken the intensive augmentation: Mixup's alpha, the probabilities of CutMix, policies and erasing.
+    """Weaken all that refinement switches off.
+
+    Alphas of Mixup and Manifold Mixup, probabilities of CutMix, policies, erasing, grey and blur, strength of jitter.
 
     Augmentation whose strength is no option of timm's is weakened by the phase's intensity, where it is built.
 
@@ -140,7 +142,9 @@ def fade(phase: Phase, intensity: float) -> Phase:
     cutmix_share = options.mixup_switch_prob if both else 1.0 if options.cutmix or options.cutmix_minmax else 0.0
     cutmix_prob = options.mixup_prob * cutmix_share * intensity
     mixup_prob = options.mixup_prob * (1 - cutmix_share) + cutmix_prob
-    weaker = dict(reprob=options.reprob * intensity, mixup=options.mixup * intensity, mixup_prob=mixup_prob)
+    names = ('mixup', 'manifold_mixup', 'reprob', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob')
+    weaker = {name: value * intensity for name in names if (value := getattr(options, name))}
+    weaker['mixup_prob'] = mixup_prob
     if both:
         weaker['mixup_switch_prob'] = cutmix_prob / mixup_prob if mixup_prob else 0.0
     return replace(phase.with_options(**weaker), name='fade', intensity=intensity)

@@ -1,7 +1,8 @@
-"""What a run tells: the console lines, and the same figures to Weights & Biases."""
+"""What a run tells: the console lines, and the same metrics to Weights & Biases."""
 
 import logging
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -15,33 +16,41 @@ _SLOW_DATA = 0.2  # share of the time
 
 
 class Report:
-    """Prints progress on the first rank and hands the figures on.
+    """Prints progress on the first rank and hands the metrics on.
 
     Args:
         args: training options.
         num_epochs: epochs of the whole run.
         primary: this process prints.
-        output_dir: folder for `--save-images`, or None.
+        output_dir: folder for timm's pictures of `--save-images`, or None.
+        pictures: `pictures.Pictures` for the first batch of each phase, or None.
         wandb_log: `wandb_log.WandbLog`, or None.
     """
 
-    def __init__(self, args, *, num_epochs, primary, output_dir=None, wandb_log=None):
+    def __init__(self, args, *, num_epochs, primary, output_dir=None, pictures=None, wandb_log=None):
         self.args = args
         self.num_epochs = num_epochs
         self.primary = primary
         self.output_dir = output_dir
+        self.pictures = pictures
         self.wandb_log = wandb_log
         self.eval_seconds = AverageMeter()
         self.phase = None
         self.last_record = None
         self.num_unreadable = 0
         self.num_views = 1
+        self.start = time.monotonic()
         self._picture_due = False
         self._warned_of_data = False
 
     @property
     def wants_grad_norm(self):
         return self.args.log_wandb
+
+    @property
+    def wants_pictures(self) -> bool:
+        """The next batch is the first of its phase, and somebody looks at it."""
+        return self._picture_due and self.primary and (self.pictures is not None or self.wandb_log is not None)
 
     def start_phase(self, phase):
         """Tell once what a new phase switches off; its first batch becomes a picture."""
@@ -59,6 +68,7 @@ class Report:
         self.last_record = record
         if not self.primary:
             return
+        left = self.seconds_left(record, epoch=record.epoch, updates_done=record.update_idx + 1)
         percent = 100.0 * (record.update_idx + 1) / record.updates_per_epoch
         seconds, waiting = record.update_time, record.data_time
         average_rate = record.samples / max(seconds.avg, 1e-9)
@@ -67,18 +77,23 @@ class Report:
             f'Loss: {record.loss.val:#.3g} ({record.loss.avg:#.3g})  '
             f'Time: {seconds.val:.3f}s, {record.samples / max(seconds.val, 1e-9):>7.2f}/s  '
             f'({seconds.avg:.3f}s, {average_rate:>7.2f}/s)  '
-            f'LR: {record.lr:.3e}  Data: {waiting.val:.3f} ({waiting.avg:.3f}){term_figures(record)}  '
-            f'Left: {timedelta(seconds=round(self.seconds_left(record)))}{peak_memory()}'
+            f'LR: {record.lr:.3e}  Data: {waiting.val:.3f} ({waiting.avg:.3f}){term_metrics(record)}  '
+            f'Left: {timedelta(seconds=round(left))}{peak_memory()}'
         )
         self._warn_of_slow_data(record)
         if self.wandb_log is not None:
             self.wandb_log.on_update(record, self.phase)
 
-    def seconds_left(self, record):
-        """Seconds to the end of the run, from the averages so far."""
-        epochs = self.num_epochs - record.epoch
-        updates = epochs * record.updates_per_epoch - record.update_idx - 1
-        evaluations = count_evaluations(self.args, record.epoch, self.num_epochs)
+    def seconds_left(self, record, *, epoch: int, updates_done: int) -> float:
+        """Seconds to the end of the run, from the averages so far.
+
+        Args:
+            record: the last one.
+            epoch: the first that is not done, with its evaluation.
+            updates_done: updates of this epoch that are done.
+        """
+        updates = (self.num_epochs - epoch) * record.updates_per_epoch - updates_done
+        evaluations = count_evaluations(self.args, epoch, self.num_epochs)
         return updates * record.update_time.avg + evaluations * self.eval_seconds.avg
 
     def _warn_of_slow_data(self, record):
@@ -91,15 +106,23 @@ class Report:
                 f'{self.args.workers}), smaller images on disk or a faster disk may help.{views}'
             )
 
-    def on_batch(self, input, target, batch_idx):
-        """Keep pictures of a training batch: every one under `--save-images`, the first of a phase for W&B."""
+    def on_batch(self, input, target, batch_idx, more=()):
+        """Keep pictures of a training batch: timm's of every one under `--save-images`, more of a phase's first.
+
+        Args:
+            input, target: what the full network trained on.
+            more: pictures of the methods.
+        """
         if not self.primary:
             return
         if self.args.save_images and self.output_dir:
             path = os.path.join(self.output_dir, f'train-batch-{batch_idx}.jpg')
             save_image(input, path, padding=0, normalize=True)
-        if self._picture_due and self.wandb_log is not None and torch.is_tensor(input):
-            self.wandb_log.on_picture(input, target, self.phase)
+        if self.wants_pictures and torch.is_tensor(input):
+            if self.pictures is not None:
+                self.pictures.save(self.phase, input, target, more)
+            if self.wandb_log is not None:
+                self.wandb_log.on_picture(input, target, self.phase)
         self._picture_due = False
 
     def on_unreadable(self, count):
@@ -112,15 +135,54 @@ class Report:
         if batch_idx == last_idx:
             self.eval_seconds.update(batch_time.sum)
         if self.primary:
-            figures = '  '.join(f'{name}: {value:>7.3f}' for name, value in metrics.items())
+            text = '  '.join(f'{label(name)}: {value:>7.3f}' for name, value in metrics.items())
             _logger.info(
                 f'Test{" (EMA)" if ema else ""}: [{batch_idx:>4d}/{last_idx}]  '
-                f'Time: {batch_time.val:.3f} ({batch_time.avg:.3f})  {figures}'
+                f'Time: {batch_time.val:.3f} ({batch_time.avg:.3f})  {text}'
             )
 
-    def on_epoch(self, row):
+    def on_epoch(self, row: dict, *, metric: str, best: tuple[float | None, int | None]):
+        """Print one line that sums up an epoch.
+
+        Args:
+            row: the epoch's row of the summary, and what goes to W&B beside it.
+            metric: what checkpoints are ranked by.
+            best: (value, epoch) of the best checkpoint so far, None where there is none.
+        """
         if self.wandb_log is not None:
             self.wandb_log.on_epoch(row)
+        parts = [f'{label(name)}: {row[name]:#.4g}' for name in ('train_loss', 'eval_loss') if name in row]
+        if metric != 'loss':
+            parts.append(f'{label(metric)}: {row[f"eval_{metric}"]:.2f}')
+        if best[0] is not None:
+            parts.append(f'Best: {best[0]:#.4g} (epoch {best[1]})')
+        left = self.seconds_left(self.last_record, epoch=row['epoch'] + 1, updates_done=0)
+        _logger.info(f'Epoch {row["epoch"]}: {"  ".join(parts)}  Left: {timedelta(seconds=round(left))}')
+
+    def on_end(self, results: list[dict], *, metric: str, best: tuple[float | None, int | None]):
+        """Print a small table: the best and the final epoch, the time, images a second.
+
+        Args:
+            results: of the epochs of this process that were evaluated, each with `epoch`, `train` and `validation`.
+            metric: what checkpoints are ranked by.
+            best: (value, epoch) of the best checkpoint, of earlier processes too.
+        """
+        final = results[-1]
+        names = list(final.get('validation', final['train']))[:4]
+        lines = [''.join(f'{label(name):>12}' for name in ('', 'epoch', *names))]
+        for title, epoch in (('best', best[1]), ('final', final['epoch'])):
+            for result in results:
+                if result['epoch'] == epoch:
+                    values = result.get('validation', result['train'])
+                    lines.append(f'{title:>12}{epoch:>12}' + ''.join(f'{values[name]:>12.4f}' for name in names))
+        _logger.info('\n'.join(lines))
+        record = self.last_record
+        rate = record.samples / max(record.update_time.avg, 1e-9)
+        spent = timedelta(seconds=round(time.monotonic() - self.start))
+        _logger.info(f'Time: {spent}  Images: {rate:.1f}/s')
+        _logger.info(f'*** Final metric: {final.get("validation", final["train"])[metric]} (epoch {final["epoch"]})')
+        if best[0] is not None:
+            _logger.info(f'*** Best metric: {best[0]} (epoch {best[1]})')
 
 
 def is_evaluated(args, epoch, num_epochs):
@@ -134,15 +196,20 @@ def count_evaluations(args, first_epoch, num_epochs):
     return passes * sum(is_evaluated(args, epoch, num_epochs) for epoch in range(first_epoch, num_epochs))
 
 
-def term_figures(record):
-    """Figures of the further loss terms as part of a console line, one group for each kind of figure."""
+def label(name: str) -> str:
+    """A metric's name as the console shows it: `maxup_passes` is "Maxup passes"."""
+    return name[:1].upper() + name[1:].replace('_', ' ')
+
+
+def term_metrics(record) -> str:
+    """Metrics of the further loss terms as part of a console line, one group for each kind of metric."""
     groups = {}
     for (term, key), value in record.terms.items():
-        if '/' in key:  # one of many, for the summary and W&B
+        if '/' in key:  # one of many, for W&B
             continue
-        kind = '' if term == FULL else term.rstrip('0123456789') + ' '
+        kind = '' if term == FULL else term.rstrip('0123456789') + '_'
         groups.setdefault(kind + key.rstrip('0123456789'), []).append(f'{value:.3g}')
-    return ''.join(f'  {key}: {" ".join(values)}' for key, values in groups.items())
+    return ''.join(f'  {label(key)}: {" ".join(values)}' for key, values in groups.items())
 
 
 def peak_memory():

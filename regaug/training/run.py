@@ -5,13 +5,14 @@ import os
 from datetime import datetime
 
 from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
 from regaug.data.channels import fit_channels, input_channels
-from regaug.data.datasets import check_classes, check_data, create_datasets
+from regaug.data.datasets import check_classes, check_data, class_index, create_datasets
 from regaug.data.loaders import TrainLoader, create_eval_loader
 from regaug.data.workers import leave_signals_to_main
 from regaug.device import Precision, prepare_device
@@ -26,6 +27,7 @@ from regaug.training.folder import check_newest, check_unused, check_writable, c
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model, check_input_size, place_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
+from regaug.training.pictures import Pictures
 from regaug.training.report import Report
 from regaug.training.resume import Resumed, find_newest, next_epoch, resume, resume_ema
 from regaug.training.summary import Summary
@@ -66,6 +68,11 @@ class Run:
         return self
 
     @property
+    def best(self) -> tuple[float | None, int | None]:
+        """Metric and epoch of the best checkpoint so far."""
+        return self.saver.best_metric, self.saver.best_epoch
+
+    @property
     def finished(self) -> bool:
         """No epoch is left to train."""
         return self.start_epoch >= self.num_epochs
@@ -73,6 +80,8 @@ class Run:
     def close(self):
         """End the loaders' workers, and let go of the folder."""
         self.train_data = self.eval_loader = None
+        for method in self.methods:
+            method.close()
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
@@ -119,7 +128,7 @@ class Run:
         stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
         self.experiment = args.experiment or '-'.join([stamp, safe_model_name(args.model), size])
         self.folder = os.path.join(self.output, self.experiment)
-        overwrites = getattr(args, 'overwrite', False) or args.dry_run
+        overwrites = args.overwrite or args.dry_run
         resumed = Resumed(None, False)
         if args.resume == 'auto':
             args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
@@ -209,11 +218,16 @@ class Run:
                 self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
             )
         self.first_refining, self.num_epochs = main_epochs, main_epochs + args.refine_epochs
-        if self.scheduler is not None and self.start_epoch > 0:
-            if args.sched_on_updates:
-                self.scheduler.step_update(self.start_epoch * updates)
-            else:
-                self.scheduler.step(self.start_epoch)
+        self.advance_schedule(self.start_epoch)
+
+    def advance_schedule(self, epoch: int):
+        """Give the learning rate that the schedule has at the start of an epoch."""
+        if self.scheduler is None or not epoch:
+            return
+        if self.args.sched_on_updates:
+            self.scheduler.step_update(epoch * updates_per_epoch(self.train_data.loader, self.args.grad_accum_steps))
+        else:
+            self.scheduler.step(epoch)
 
     def open_outputs(self):
         """Folder, checkpoint saver, summary and W&B, on the first rank."""
@@ -225,7 +239,7 @@ class Run:
         except OSError as error:
             raise OptionError(f'--output {args.output} --experiment {args.experiment}: {error}') from error
         self.lock = lock(self.folder, self.experiment)
-        if getattr(args, 'overwrite', False):
+        if args.overwrite:
             clear(self.folder, start_epoch=self.start_epoch if self.resumes_here else 0, keep=args.resume or None)
         self.saver = Saver(
             self.model,
@@ -254,6 +268,7 @@ class Run:
             num_epochs=self.num_epochs,
             primary=self.primary,
             output_dir=self.output_dir,
+            pictures=self.create_pictures(),
             wandb_log=self.wandb_log,
         )
         self.engine = Engine(
@@ -267,6 +282,16 @@ class Run:
             scheduler=self.scheduler,
             save_recovery=self.saver.save_recovery if self.saver and args.recovery_interval else None,
         )
+
+    def create_pictures(self):
+        """Where the pictures of `--save-images` go, None without; a dry run keeps them too."""
+        if not (self.args.save_images and self.primary):
+            return None
+        classes = class_index(self.train_set) or {}
+        names = [str(name) for name in sorted(classes, key=classes.get)] or None
+        channels = self.data_config['input_size'][0]
+        mean, std = (adapt_to_chs(self.data_config[key], channels) for key in ('mean', 'std'))
+        return Pictures(os.path.join(self.folder, 'pictures'), mean, std, names)
 
     def start_phase(self, phase):
         """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""

@@ -22,7 +22,7 @@ class Summary:
 
     def add(self, row):
         """Append an epoch's row (dict) and rewrite the file."""
-        self.rows.append(row)
+        self.rows.append({name: value for name, value in row.items() if '/' not in name})  # histograms go to W&B alone
         columns = dict.fromkeys(key for earlier in self.rows for key in earlier)
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=columns, lineterminator='\n')

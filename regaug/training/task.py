@@ -52,6 +52,20 @@ class LossTerms:
         return module
 
     @property
+    def keep_pictures(self) -> bool:
+        """Whether the methods keep what they do to the next micro-batch, for pictures."""
+        return any(method.keep_pictures for method in self.active)
+
+    @keep_pictures.setter
+    def keep_pictures(self, keep: bool):
+        for method in self.active:
+            method.keep_pictures = keep
+
+    def pictures(self):
+        """What the methods have kept: list of (name, images, captions)."""
+        return [picture for method in self.active for picture in method.pictures()]
+
+    @property
     def context(self) -> Context:
         """What methods may know about the next micro-batch."""
         return Context(
@@ -125,8 +139,10 @@ class LossTerms:
             )
         (_, full), *others = terms
         result = dict(full())
+        result['loss'] = result['loss'] * result.pop('weight', 1)
         for name, term in others:
-            result[name] = term()['loss']
+            part = term()
+            result[name] = part['loss'] * part.pop('weight', 1)
             result['loss'] = result['loss'] + result[name]
         return result
 

@@ -3,14 +3,10 @@
 import logging
 import shlex
 
-import torch
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
-
 from regaug.training.averages import flat_name
+from regaug.training.pictures import MAX_IMAGES, captions_of, draw
 
 _logger = logging.getLogger('train')
-_PICTURES = 16
 _SECONDS = 12  # before the run goes on without the service; wandb takes twice as long
 
 
@@ -31,8 +27,7 @@ class WandbLog:
         import wandb
 
         self.wandb = wandb
-        self.mean = torch.tensor(mean).view(-1, 1, 1)
-        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.mean, self.std = mean, std
         self._broken = False
         wanted = dict(
             project=args.wandb_project,
@@ -57,7 +52,7 @@ class WandbLog:
     def on_update(self, record, phase):
         """Log a `engine.UpdateRecord`."""
         seconds = max(record.update_time.val, 1e-9)
-        figures = {
+        metrics = {
             'loss': record.loss.val,
             'lr': record.lr,
             'images_per_second': record.samples / seconds,
@@ -67,13 +62,13 @@ class WandbLog:
             'phase': phase,
             **{flat_name(*name): value for name, value in record.terms.items()},
         }
-        self._log({'update': record.num_updates, **{f'step/{name}': value for name, value in figures.items()}})
+        self._log({'update': record.num_updates, **{f'step/{name}': value for name, value in metrics.items()}})
 
     def on_picture(self, input, target, phase):
         """Log the first images of an augmented batch, normalisation undone, with their labels."""
-        images = input[:_PICTURES].detach().float().cpu() * self.std + self.mean
-        grid = to_pil_image(make_grid(images.clamp(0, 1), nrow=4))
-        self._log({f'batch/{phase}': self.wandb.Image(grid, caption=caption(target[:_PICTURES]))})
+        captions = captions_of(target[:MAX_IMAGES])
+        picture = draw(input, captions, self.mean, self.std)
+        self._log({f'batch/{phase}': self.wandb.Image(picture, caption=' '.join(captions))})
 
     def on_epoch(self, row):
         self._log(row)
@@ -98,14 +93,3 @@ class WandbLog:
             folder = self.run.settings.sync_dir
             _logger.warning(f'Weights & Biases {what} ({reason}). Upload later: wandb sync {shlex.quote(str(folder))}')
         self._broken = True
-
-
-def caption(target):
-    """Labels of a batch as text: class indices, or for soft targets the two largest shares."""
-    if target.ndim == 1:
-        return ' '.join(str(int(label)) for label in target)
-    shares, labels = target.float().topk(2, dim=1)
-    return ' '.join(
-        f'{first}:{share:.2f}+{second}'
-        for (first, second), (share, _) in zip(labels.tolist(), shares.tolist(), strict=True)
-    )

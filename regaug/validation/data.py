@@ -3,8 +3,9 @@
 import copy
 import logging
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from regaug.data.channels import image_mode
 from regaug.data.counted import Counted
 from regaug.data.datasets import class_index, create_dataset, target_kwargs
 from regaug.data.probe import check_samples
-from regaug.data.samples import Samples
+from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision
 from regaug.errors import OptionError
 from regaug.evaluators import Needs
 from regaug.evaluators.ranks import sum_over_ranks
+from regaug.validation.model import job_name
+from regaug.validation.training_images import TrainingImages
 
 _logger = logging.getLogger('validate')
 
@@ -40,7 +43,8 @@ class EvaluationData:
         valid_labels: Outputs to keep (`--valid-labels`), None for all.
         distributed: Whether several processes share the images.
         needs: What the evaluator asks for that this view was made for.
-        network_name: Name of the network that is being evaluated, fit for a file name.
+        job_name: Name of the model and its checkpoint, fit for a file name.
+        width: Width of the network that is being evaluated, None without `--width`.
         metrics: The columns of that network so far.
         passes: What counted in each pass over images for the network.
 
@@ -64,7 +68,8 @@ class EvaluationData:
         self.precision = precision
         self.distributed = args.distributed
         self.needs = Needs()
-        self.network_name = args.model
+        self.job_name = job_name(args)
+        self.width = None
         self.metrics = {}
         self.passes = []
         self.dataset = self.open(args.split)
@@ -72,11 +77,24 @@ class EvaluationData:
         if not args.real_labels:
             self._check_classes(self.dataset)
 
-    def as_needed(self, needs: Needs, *, network_name: str, metrics: dict[str, Any]) -> 'EvaluationData':
+    def as_needed(self, needs: Needs, *, width: float | None, metrics: dict[str, Any]) -> 'EvaluationData':
         """A view of the data for one evaluator and one network."""
         view = copy.copy(self)
-        view.needs, view.network_name, view.metrics = needs, network_name, metrics
+        view.needs, view.width, view.metrics = needs, width, metrics
         return view
+
+    @property
+    def network_name(self) -> str:
+        """Name of the network that is being evaluated, fit for a file name."""
+        return self.job_name if self.width is None else f'{self.job_name}-w{self.width:g}'
+
+    def class_names(self) -> dict[int, str]:
+        """Names of the classes of the data set by index, empty where it does not know them."""
+        return {index: name for name, index in (class_index(self.dataset) or {}).items()}
+
+    def training_images(self, args_yaml: str, model: nn.Module) -> TrainingImages:
+        """The training images of the run whose options a file holds."""
+        return TrainingImages(args_yaml, self, model)
 
     def open(self, split: str, option: str = '--split') -> Dataset:
         """Open a split of the data set.
@@ -105,12 +123,31 @@ class EvaluationData:
         check_samples(dataset, channels, f'--data-dir {root} {option} {split}')
         return dataset
 
-    def loader(self, dataset: Dataset, *, shared: bool = True, **changes: Any) -> Iterable:
+    def open_folder(self, root: Path) -> Dataset:
+        """Open a folder of images with the classes of the data set, one sub-folder each."""
+        mode = self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
+        return create_dataset('', root, '', class_map=class_index(self.dataset), input_img_mode=mode)
+
+    def labels(self) -> set[int] | None:
+        """The classes that the data set has images of, None for a stream."""
+        return None if isinstance(self.dataset, IterableDataset) else set(sample_labels(self.dataset).tolist())
+
+    def classes_with_images(self) -> set[str] | None:
+        """Their names, None where the data set does not know them."""
+        classes, labels = class_index(self.dataset), self.labels()
+        return {name for name, index in classes.items() if index in labels} if classes and labels else None
+
+    def part(self, indices: Sequence[int]) -> Dataset:
+        """Some images of the data set, by their places in it."""
+        return Samples(self.dataset, indices)
+
+    def loader(self, dataset: Dataset, *, shared: bool = True, crop_only: bool = False, **changes: Any) -> Iterable:
         """Make timm's loader of a data set, with the transform of evaluation.
 
         Args:
             dataset: The images.
             shared: Deal the images out to the processes; otherwise each one gets all of them.
+            crop_only: Crop at the centre without resizing first.
             **changes: Entries of the data configuration to be replaced.
         """
         args = self.args
@@ -145,9 +182,14 @@ class EvaluationData:
                 channels=data_config['input_size'][0],
                 **common,
             )
-        return create_loader(
+        loader = create_loader(
             dataset, input_size=data_config['input_size'], tf_preprocessing=args.tf_preprocessing, **common
         )
+        if crop_only:
+            steps = loader.dataset.transform.transforms
+            first_crop = next(index for index, step in enumerate(steps) if 'Crop' in type(step).__name__)
+            del steps[:first_crop]
+        return loader
 
     def batches(self, loader: Iterable) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield the batches of a loader on the device, without the samples that do not count (`Counted`)."""

@@ -34,7 +34,7 @@ def warm_up(args: Namespace, network: nn.Module, data: EvaluationData):
 
 
 def evaluate(
-    evaluators: Iterable[Evaluator], network: nn.Module, data: EvaluationData, network_name: str
+    evaluators: Iterable[Evaluator], network: nn.Module, data: EvaluationData, width: float | None = None
 ) -> list[dict[str, Any]]:
     """Run the evaluators on one network.
 
@@ -42,7 +42,7 @@ def evaluate(
         evaluators: In the order of the columns.
         network: On its device and in evaluation mode.
         data: The images.
-        network_name: Name of the network, fit for a file name.
+        width: Width of the network, None without `--width`.
 
     Returns:
         The columns of the network itself, then those of each condition, which begin with `condition`.
@@ -50,7 +50,7 @@ def evaluate(
     rows = [{}]
     for evaluator in evaluators:
         row = rows[0]
-        view = data.as_needed(evaluator.needs, network_name=network_name, metrics=rows[0])
+        view = data.as_needed(evaluator.needs, width=width, metrics=rows[0])
         for column, value in evaluator.run(network, view):
             if column == CONDITION:
                 row = {}

@@ -118,14 +118,12 @@ def to_device(args: Namespace, model: nn.Module, *, device: torch.device, dtype:
     return model.eval()
 
 
-def network_name(args: Namespace, columns: dict[str, Any]) -> str:
-    """Name of a network for files: its model, its checkpoint, its width."""
-    parts = [safe_model_name(args.model).replace(':', '_')]
+def job_name(args: Namespace) -> str:
+    """Name of what is evaluated for files: its model and its checkpoint."""
+    name = safe_model_name(args.model)
     if args.checkpoint:
-        parts.append(Path(args.checkpoint).name.removesuffix('.tar').removesuffix('.pth'))
-    if 'width' in columns:
-        parts.append(f'w{columns["width"]:g}')
-    return '-'.join(parts)
+        name += f'-{Path(args.checkpoint).name.removesuffix(".tar").removesuffix(".pth")}'
+    return name
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -110,3 +110,20 @@ def log_table(rows: list[dict[str, Any]]):
     widths = [max(map(len, column)) for column in zip(*lines)]
     table = '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
     _logger.info(f'Results:\n{table}')
+
+
+def log_to_wandb(args: Namespace, rows: list[dict[str, Any]]):
+    """Log the rows as a table of a run of Weights & Biases; a service out of reach is a warning."""
+    import wandb  # optional
+
+    names = columns_of(rows)
+    try:
+        run = wandb.init(project=args.wandb_project, job_type='evaluation', config=vars(args))
+        table = wandb.Table(
+            columns=names, data=[[row.get(name) for name in names] for row in rows], allow_mixed_types=True
+        )
+        run.log({'evaluation': table})
+        run.finish()
+    except Exception as error:  # a service that is gone raises whatever it stumbles over
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        _logger.warning(f'--log-wandb: the table could not be logged ({reason}).')

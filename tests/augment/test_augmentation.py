@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import functional
 
 from regaug.augment.operators import LEVELLESS, OPERATORS
-from regaug.augment.parameters import GROUPS, Augmentation, Parameters
+from regaug.augment.parameters import BASE, GROUPS, Augmentation, Parameters
 from tests.helpers.training import assert_equal
 
 HEIGHT, WIDTH = 24, 40  # not square: rows and columns cannot be taken for each other
@@ -24,8 +24,11 @@ def make_augmentation(groups=GROUPS, *, channels=3, **kwargs):
 
 
 def augment(augmentation, images, *candidates):
-    """Normalised images of candidates that are augmented together."""
-    return augmentation.apply(images, list(candidates), {})
+    """Normalised images of candidates that are augmented together, the first of which is the base."""
+    names = dict(zip((BASE, *augmentation.groups), candidates))
+    results, _ = augmentation.apply(images, names)
+    assert list(results) == list(names) and len(names) == len(candidates)
+    return list(results.values())
 
 
 def blank(count=MANY):
@@ -122,9 +125,10 @@ def test_samples_without_policy_and_cutout_stay_so_however_they_move(images):
     expected = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     for delta in (1, 3):
         steps = augmentation.draw_steps(rng, base, images, delta)
-        moved = [augmentation.move(base, group, sign * steps[group], images) for group in steps for sign in (1, -1)]
-        for result in augment(augmentation, images, base, *moved):
-            assert_equal(result, expected)
+        for sign in (1, -1):
+            moved = [augmentation.move(base, group, sign * step, images) for group, step in steps.items()]
+            for result in augment(augmentation, images, base, *moved):
+                assert_equal(result, expected)
 
 
 def test_draws_are_those_of_the_generator_alone():
@@ -137,11 +141,11 @@ def test_draws_are_those_of_the_generator_alone():
 # --- steps --------------------------------------------------------------------------------------------------------
 
 
-def draw_steps(delta=1, count=MANY, **kwargs):
+def draw_steps(delta=1, count=MANY, toss_flips=False, **kwargs):
     """(base, steps, probe) as arrays: {group: values [B, ...]} each."""
     augmentation, rng, input = make_augmentation(**kwargs), np.random.default_rng(2), blank(count)
     base = augmentation.draw(rng, input)
-    steps = augmentation.draw_steps(rng, base, input, delta)
+    steps = augmentation.draw_steps(rng, base, input, delta, toss_flips=toss_flips)
     bases = {group: getattr(base, FIELD[group]).numpy() for group in steps} | {'types': base.types.numpy()}
     probes = {
         group: getattr(augmentation.move(base, group, step, input), FIELD[group]).numpy()
@@ -195,11 +199,18 @@ def test_one_operator_of_a_policy_moves_and_those_without_levels_stay():
     assert set(LEVELLESS) == {'autocontrast', 'equalize', 'identity'}
 
 
-def test_a_flip_is_tossed_for_each_sample():
-    base, steps, probes = draw_steps()
-    assert steps['flip'].mean() == pytest.approx(0.5, abs=0.02)
-    assert np.array_equal(probes['flip'], base['flip'] != steps['flip'])
-    assert abs(np.corrcoef(base['flip'], steps['flip'])[0, 1]) < 0.03
+def test_the_probe_of_a_flip_is_its_other_value():
+    base, _, probes = draw_steps()
+    assert np.array_equal(probes['flip'], 1 - base['flip'])
+
+
+def test_a_coin_decides_about_the_flip_of_each_sample_where_it_is_tossed():
+    base, steps, moved = draw_steps(toss_flips=True)
+    flipped = base['flip'] != moved['flip']
+    assert flipped.mean() == pytest.approx(0.5, abs=0.02)
+    assert abs(np.corrcoef(base['flip'], flipped)[0, 1]) < 0.03
+    _, others, _ = draw_steps()
+    assert all(np.array_equal(steps[group], others[group]) for group in HIGH)  # all else is drawn alike
 
 
 # --- moves --------------------------------------------------------------------------------------------------------
@@ -212,13 +223,9 @@ def test_moves_of_any_size_end_within_the_range_and_change_their_group_alone(gro
     base = augmentation.draw(rng, input)
     before = {field.name: getattr(base, field.name).clone() for field in fields(base)}
     values = before[FIELD[group]]
-    if group == 'flip':
-        step = torch.from_numpy(rng.random(500) < 0.5)
-        expected = values.numpy() ^ step.numpy()
-    else:
-        step = torch.from_numpy(rng.integers(-size, size + 1, size=values.shape))
-        high = np.broadcast_to(HIGH[group], values.shape)
-        expected = np.minimum(np.maximum(values.numpy() + step.numpy(), 0), high)
+    step = torch.from_numpy(rng.integers(-size, size + 1, size=values.shape))
+    high = np.broadcast_to({**HIGH, 'flip': [1]}[group], values.shape)
+    expected = np.minimum(np.maximum(values.numpy() + step.numpy(), 0), high)
     moved = augmentation.move(base, group, step, input)
     assert np.array_equal(getattr(moved, FIELD[group]).numpy(), expected)
     assert getattr(moved, FIELD[group]).dtype == values.dtype
@@ -323,7 +330,7 @@ def test_groups_act_in_the_order_crop_flip_policy_cutout():
     solarize, identity = OPERATORS.index('solarize'), OPERATORS.index('identity')
     params = Parameters(
         offsets=torch.tensor([[4, 6]]),  # two pixels to the left of the middle: the column comes to 3
-        flips=torch.tensor([True]),  # and to 36
+        flips=torch.tensor([1]),  # and to 36
         types=torch.tensor([[solarize, identity]]),
         levels=torch.tensor([[9, 0]]),  # everything is inverted
         signs=torch.ones(1, 2, dtype=torch.int64),
@@ -390,15 +397,28 @@ def test_candidates_augmented_together_equal_each_alone(groups, images):
         assert not torch.equal(moved, together[0])
 
 
-@pytest.mark.parametrize('groups', [GROUPS, ['crop', 'flip']], ids='+'.join)
-def test_images_that_candidates_share_are_not_taken_for_those_of_other_candidates(groups, images):
-    """The memory of one call serves the next one, as between the probes and the moved parameters of a step."""
-    augmentation, memo = make_augmentation(groups), {}
-    first, second = candidates_of(augmentation, images), candidates_of(augmentation, images)
-    augmentation.apply(images, first, memo)
-    later = [*second[:2], *first[::-1], replace(second[0], boxes=first[0].boxes + 1)]
-    results = augmentation.apply(images, later, memo)
-    assert_equal(list(results), [image for params in later for image in augment(augmentation, images, params)])
+@pytest.mark.parametrize('groups', [GROUPS, ['crop', 'flip'], ['policy', 'cutout']], ids='+'.join)
+def test_a_later_call_without_the_base_gives_what_each_candidate_gives_alone(groups, images):
+    """The base's images before Cutout serve the next call, as between the probes and the moved parameters of a step."""
+    augmentation = make_augmentation(groups)
+    base, *moved = candidates_of(augmentation, images)
+    _, before_cutout = augmentation.apply(images, {BASE: base})
+    results, same = augmentation.apply(images, dict(zip(groups, moved)), before_cutout)
+    assert same is before_cutout and list(results) == list(groups)
+    assert_equal(list(results.values()), [image for params in moved for image in augment(augmentation, images, params)])
+
+
+def test_a_moved_cutout_needs_no_operators(images, monkeypatch):
+    augmentation = make_augmentation()
+    candidates = dict(zip((BASE, *GROUPS), candidates_of(augmentation, images)))
+    batches = []
+    operate = augmentation.operate
+    monkeypatch.setattr(
+        augmentation, 'operate', lambda input, params: batches.append(len(params)) or operate(input, params)
+    )
+    _, before_cutout = augmentation.apply(images, candidates)
+    augmentation.apply(images, {'cutout': candidates['cutout']}, before_cutout)
+    assert batches == [4, 0]
 
 
 @pytest.mark.parametrize('groups', [*[[group] for group in GROUPS], list(GROUPS)], ids='+'.join)

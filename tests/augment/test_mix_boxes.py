@@ -1,4 +1,4 @@
-"""Boxes of CutMix: timm's for the same centres, shares that equal the area really pasted."""
+"""Boxes of CutMix: timm's for the same centres, lambda that equals the area really pasted."""
 
 import itertools
 
@@ -41,7 +41,7 @@ class Centres:
 
 
 @pytest.mark.parametrize(('height', 'width'), [(32, 32), (24, 40), (7, 5)])
-def test_boxes_are_timms_for_the_same_centres_and_shares(height, width):
+def test_boxes_are_timms_for_the_same_centres_and_lambda(height, width):
     for share in (0.0, 0.013, 0.3, 0.5, 0.77, 0.99, 1.0):
         np.random.seed(4)
         rows, columns = np.random.randint(0, height, size=50), np.random.randint(0, width, size=50)
@@ -52,11 +52,11 @@ def test_boxes_are_timms_for_the_same_centres_and_shares(height, width):
 
 
 def test_each_share_of_a_batch_makes_the_box_that_it_makes_alone():
-    shares, rows, columns = rng(1).random((3, 4)), rng(2).integers(24, size=(3, 4)), rng(3).integers(40, size=(3, 4))
-    boxes = mix.draw_boxes(Centres(rows, columns), shares, 24, 40)
+    lam, rows, columns = rng(1).random((3, 4)), rng(2).integers(24, size=(3, 4)), rng(3).integers(40, size=(3, 4))
+    boxes = mix.draw_boxes(Centres(rows, columns), lam, 24, 40)
     assert boxes.shape == (3, 4, 4)
     for place in itertools.product(range(3), range(4)):
-        alone = mix.draw_boxes(Centres(rows[place][None], columns[place][None]), shares[place][None], 24, 40)
+        alone = mix.draw_boxes(Centres(rows[place][None], columns[place][None]), lam[place][None], 24, 40)
         assert np.array_equal(boxes[place], alone[0])
 
 
@@ -75,13 +75,13 @@ def pasted(candidate, input):
 
 @pytest.mark.parametrize('minmax', [None, (0.25, 0.75)])
 @pytest.mark.parametrize(('height', 'width'), [(16, 16), (12, 20)])
-def test_every_copy_has_a_box_of_one_partner_and_its_area_as_share(minmax, height, width):
+def test_every_copy_has_a_box_of_one_partner_and_its_area_as_lambda(minmax, height, width):
     input, target = images(height=height, width=width), torch.arange(8)
     copies = CutMix(alpha=1.0, prob=1.0, minmax=minmax, **LABELS).draw(rng(5), 6, input)
     found = set()
     for copy in copies:
-        mixed, soft, shares = copy(input, target)
-        assert mixed.shape == input.shape and soft.shape == (8, 8) and shares.shape == (8,)
+        mixed, soft, lam = copy(input, target)
+        assert mixed.shape == input.shape and soft.shape == (8, 8) and lam.shape == (8,)
         partners = set()
         for sample, box in enumerate(pasted(mixed, input)):
             if box is None:  # the sample is its own partner, or the box is empty
@@ -89,9 +89,9 @@ def test_every_copy_has_a_box_of_one_partner_and_its_area_as_share(minmax, heigh
             top, bottom, left, right = box
             inside = mixed[sample, :, top:bottom, left:right]
             [partner] = [other for other in range(8) if torch.equal(input[other, :, top:bottom, left:right], inside)]
-            share = torch.tensor(1 - (bottom - top) * (right - left) / (height * width), dtype=torch.float32)
-            assert_equal(shares[sample], share)
-            assert_equal(soft[sample], timm_mixup.mixup_target(target[[sample, partner]], 8, share, 0.1)[0])
+            own = torch.tensor(1 - (bottom - top) * (right - left) / (height * width), dtype=torch.float32)
+            assert_equal(lam[sample], own)
+            assert_equal(soft[sample], timm_mixup.mixup_target(target[[sample, partner]], 8, own, 0.1)[0])
             assert partner not in partners
             partners.add(partner)
             found.add((sample, partner, box))
@@ -100,37 +100,37 @@ def test_every_copy_has_a_box_of_one_partner_and_its_area_as_share(minmax, heigh
 
 
 @pytest.mark.parametrize('alpha', [1.0, 0.3, 3.0])
-def test_shares_are_distributed_as_timms_after_clipping(alpha):
+def test_lambda_is_distributed_as_timms_after_clipping(alpha):
     count = 8000
     copies = CutMix(alpha=alpha, prob=1.0, **LABELS).draw(rng(1), 4, torch.zeros(count // 4, 1, 64, 64))
     target = torch.zeros(count // 4, dtype=torch.long)
-    shares = torch.cat([copy(torch.zeros(count // 4, 1, 64, 64), target)[2] for copy in copies]).numpy()
+    lam = torch.cat([copy(torch.zeros(count // 4, 1, 64, 64), target)[2] for copy in copies]).numpy()
     timms = [timm_mixup.cutmix_bbox_and_lam((1, 64, 64), np.random.beta(alpha, alpha))[1] for _ in range(count)]
-    assert distance(shares, np.array(timms)) < 1.95 * (2 / count) ** 0.5
+    assert distance(lam, np.array(timms)) < 1.95 * (2 / count) ** 0.5
 
 
-def test_the_mean_share_is_that_of_uniform_shares_and_centres():
+def test_the_mean_lambda_is_that_of_uniform_draws_and_centres():
     """A side s covers s - s^2/4 of a line on average, and s^2 is uniform: the mean area is 1/2 - 1/5 + 1/48."""
     size = 200_000
-    shares = mix.area_shares(mix.draw_boxes(rng(), rng(1).beta(1, 1, size=size), 1000, 1000), 1000, 1000)
-    assert shares.mean() == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.003)
+    lam = mix.box_lam(mix.draw_boxes(rng(), rng(1).beta(1, 1, size=size), 1000, 1000), 1000, 1000)
+    assert lam.mean() == pytest.approx(1 - (1 / 2 - 1 / 5 + 1 / 48), abs=0.003)
 
 
 @pytest.mark.parametrize('alpha', DISTRIBUTIONS)
-def test_mixup_shares_follow_the_beta_distribution(alpha):
+def test_mixup_lambda_follows_the_beta_distribution(alpha):
     count = 10_000
     copies = Mixup(alpha=alpha, prob=1.0, **LABELS).draw(rng(2), 4, torch.zeros(count // 4, 1, 1, 1))
     target = torch.zeros(count // 4, dtype=torch.long)
-    shares = torch.cat([copy(torch.zeros(count // 4, 1, 1, 1), target)[2] for copy in copies]).double().numpy()
-    assert distance_to(shares, DISTRIBUTIONS[alpha]) < 1.95 / count**0.5
+    lam = torch.cat([copy(torch.zeros(count // 4, 1, 1, 1), target)[2] for copy in copies]).double().numpy()
+    assert distance_to(lam, DISTRIBUTIONS[alpha]) < 1.95 / count**0.5
 
 
 def test_a_box_that_no_border_clips_leaves_the_share_that_was_drawn():
     count, side = 20_000, 1000
-    shares = rng(3).random(count)
+    lam = rng(3).random(count)
     centres = [np.full(count, side // 2)] * 2
-    left = mix.area_shares(mix.draw_boxes(Centres(*centres), shares, side, side), side, side)
-    assert np.abs(left - shares).max() < 2.1 / side  # sides are whole pixels
+    left = mix.box_lam(mix.draw_boxes(Centres(*centres), lam, side, side), side, side)
+    assert np.abs(left - lam).max() < 2.1 / side  # sides are whole pixels
 
 
 def test_sides_between_two_fractions_are_timms_and_are_never_clipped():
@@ -142,7 +142,7 @@ def test_sides_between_two_fractions_are_timms_and_are_never_clipped():
         sides = boxes[:, first + 1] - boxes[:, first]
         assert sides.min() == 0.3 * length and sides.max() == 0.7 * length - 1  # timm's upper limit is exclusive
         assert boxes[:, first].min() == 0 and boxes[:, first + 1].max() == length
-    ours = mix.area_shares(boxes, height, width)
+    ours = mix.box_lam(boxes, height, width)
     theirs = 1 - (timms[1] - timms[0]) * (timms[3] - timms[2]) / (height * width)
     assert distance(ours, theirs) < 1.95 * (2 / 20_000) ** 0.5
     assert distance(boxes[:, 0], timms[0]) < 1.95 * (2 / 20_000) ** 0.5

@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment
 from torchvision.transforms import functional
 
+from regaug.augment import operators
 from regaug.augment.operators import LEVELLESS, NUM_LEVELS, OPERATORS, apply_operators, flip, magnitudes, shift_crop
 
 SHEARS = ('shear_x', 'shear_y')
@@ -285,6 +286,37 @@ def test_two_operators_in_a_row_equal_pillows_two(photographs):
             total += result.numel()
     print(f'{off} of {total} values differ')
     assert off <= 2e-3 * total
+
+
+# The table
+
+
+def invert(pixels, amounts):
+    return 255 - pixels * amounts[:, None, None, None].float()
+
+
+def test_the_table_may_have_its_rows_in_any_order_and_a_new_operator_is_one_row(batch, monkeypatch):
+    types, levels, signs = random_draws(len(batch))
+    expected = apply_operators(batch, types, levels, signs)
+    table = [*operators.TABLE, operators.Operator('invert', invert, paper=operators.Range(1, 0))]
+    table = [table[position] for position in np.random.default_rng(3).permutation(len(table))]
+    names = tuple(row.name for row in table)
+    families, ranks = operators.group(table)
+    for name, value in {'TABLE': table, 'OPERATORS': names, '_FAMILIES': families, '_RANKS': ranks}.items():
+        monkeypatch.setattr(operators, name, value)
+    moved = torch.tensor([names.index(OPERATORS[kind]) for kind in types])
+    assert not torch.equal(moved, types)
+    assert torch.equal(apply_operators(batch, moved, levels, signs), expected)
+    moved[::2] = names.index('invert')
+    results = apply_operators(batch, moved, levels, signs)
+    assert torch.equal(results[1::2], expected[1::2])
+    assert torch.equal(results[::2], (255 - (batch[::2] * 255).round()) / 255)
+
+
+def test_types_are_these_numbers():
+    """They are what is drawn: another order would be another run."""
+    order = 'shear_x shear_y translate_x translate_y rotate color contrast sharpness brightness'
+    assert tuple(f'{order} posterize solarize autocontrast equalize identity'.split()) == OPERATORS
 
 
 # Batches

@@ -106,13 +106,13 @@ def data(folder):
 def test_inference_mode_is_not_entered_where_an_evaluator_needs_gradients(data):
     for evaluators, inference in (([Stub(), Stub()], True), ([Stub(), Stub(gradients=True)], False)):
         with gradient_mode(evaluators):
-            (row,) = evaluate(evaluators[:1], None, data, 'name')
+            (row,) = evaluate(evaluators[:1], None, data)
         assert row['seen'] == (False, inference, False)
 
 
 def test_images_come_as_the_evaluator_asks_for_them(data, images):
     normalised = torch.cat([input for input, _ in data.batches(data.loader(data.dataset))])
-    view = data.as_needed(Needs(pixels=True), network_name='', metrics={})
+    view = data.as_needed(Needs(pixels=True), width=None, metrics={})
     pixels = torch.cat([input for input, _ in view.batches(view.loader(view.dataset))])
     assert torch.allclose(normalised, images[0], atol=1e-6)
     assert torch.allclose(pixels * 2 - 1, images[0], atol=1e-6)
@@ -121,7 +121,7 @@ def test_images_come_as_the_evaluator_asks_for_them(data, images):
 def test_a_condition_opens_a_row_of_its_own(data, tmp_path):
     first = Stub([('top1', 50.0)])
     second = Stub([('condition', 'fog'), ('top1', 12.34567), ('condition', 'snow'), ('extra', 'text')])
-    evaluated = evaluate([first, second], None, data, 'name')
+    evaluated = evaluate([first, second], None, data)
     rows = result_rows(data.args, evaluated, data.data_config, 2_500_000, {'width': 0.5})
     assert [row['condition'] for row in rows] == ['clean', 'fog', 'snow']
     assert [row.get('top1') for row in rows] == [50.0, 12.3457, None]
@@ -146,5 +146,28 @@ def test_no_batch_waits_for_the_device(data, monkeypatch, checkpoint):
     from regaug.evaluators.accuracy import Accuracy
 
     with torch.inference_mode():
-        dict(Accuracy(log_freq=1000).run(model, data.as_needed(Needs(), network_name='', metrics={})))
+        dict(Accuracy(log_freq=1000).run(model, data.as_needed(Needs(), width=None, metrics={})))
     assert len(waits) <= 4, 'one line of the log and the result, not 20 batches'
+
+
+def test_table_of_all_rows_goes_to_weights_and_biases(run, checkpoint, monkeypatch, caplog):
+    wandb = pytest.importorskip('wandb')
+    logged = []
+
+    class Run:
+        def log(self, values):
+            logged.append(values['evaluation'])
+
+        def finish(self):
+            logged.append('finished')
+
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: logged.append(kwargs['project']) or Run())
+    rows = run('--checkpoint', checkpoint, '--attack', 'fgsm', '--log-wandb', '--wandb-project', 'mine')
+    project, table, end = logged
+    assert (project, end) == ('mine', 'finished')
+    assert table.columns == [*rows[0]]
+    assert table.data == [[row[name] for name in table.columns] for row in rows]
+
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: (_ for _ in ()).throw(OSError('no network')))
+    assert run('--checkpoint', checkpoint, '--log-wandb')['top1'] == rows[0]['top1']
+    assert 'no network' in caplog.text

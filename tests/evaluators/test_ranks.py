@@ -2,11 +2,14 @@
 
 import functools
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from regaug.evaluators.accuracy import RealLabels
+from regaug.options import args_as_yaml, parse_train
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.validate import NUM_CLASSES, PIXELS, validate_rank
 
@@ -24,8 +27,21 @@ def argv(folder, checkpoint, tmp_path_factory):
         copied.symlink_to(path)
     (root / 'valid.txt').write_text('\n'.join(map(str, reversed(range(NUM_CLASSES)))))
     data = ['--data-dir', root, '--split', 'odd', '--checkpoint', checkpoint, '-b', 16]
+    for severity in (1, 2):
+        (root / 'corrupted' / 'fog').mkdir(parents=True, exist_ok=True)
+        (root / 'corrupted' / 'fog' / str(severity)).symlink_to(root / 'odd')
+    mixing = ['--mixup', 0.8, '--cutmix', 1.0, '--aa', 'rand-m9-inc1', '--reprob', 0.3]
+    run = ['--data-dir', root, '--train-split', 'odd', '--num-classes', NUM_CLASSES, '--img-size', PIXELS, *mixing]
+    args = parse_train([str(item) for item in ('--model', 'test_resnet', '--device', 'cpu', *run)])
+    (root / 'args.yaml').write_text(args_as_yaml(args))
     return {
-        'widths': [*data, '--metrics-avg', 'macro', '--width', 1.0, 0.5, '--calibrate-split', 'odd'],
+        'risk': [*data, '--risk', root / 'args.yaml'],
+        'corruptions': [*data, '--imagenet-c', root / 'corrupted'],
+        'certify': [*data, '--certify', 0.25, '--certify-n', 40, '--certify-n0', 10, '--certify-skip', 13],
+        'spectrum': [*data, '--spectrum', root / 'spectrum'],
+        'widths': [*data, '--metrics-avg', 'macro', '--ece', '--width', 1.0, 0.5, '--calibrate-split', 'odd'],
+        'fgsm': [*data, '--attack', 'fgsm', '--attack-eps', 0.05, 0.2],
+        'pgd': [*data, '--attack', 'pgd', '--attack-steps', 2, '--attack-restarts', 2],
         'valid labels': [*data, '--valid-labels', root / 'valid.txt', '--no-prefetcher'],
     }
 
@@ -52,10 +68,18 @@ def judge_real_labels(rank, world_size):
     return judge.compute(distributed=world_size > 1)
 
 
-@pytest.mark.parametrize('case', ['widths', 'valid labels'])
+@pytest.mark.parametrize(
+    'case', ['widths', 'valid labels', 'fgsm', 'pgd', 'corruptions', 'certify', 'spectrum', 'risk']
+)
 def test_two_ranks_give_the_rows_of_one_process(argv, ranks, case):
+    if case == 'spectrum':
+        (written,) = Path(argv[case][-1]).glob('*.npz')
+        values = dict(np.load(written))
     expected = validate_rank(argv[case], 0, 1)
     assert [rows[case] for rows in ranks] == [expected, expected]
+    if case == 'spectrum':
+        for name, value in np.load(written).items():
+            assert np.allclose(values[name], value, rtol=1e-9, atol=1e-9 * np.max(value)), name
 
 
 def test_real_labels_belong_to_the_same_images_in_every_process(ranks):

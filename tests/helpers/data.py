@@ -54,9 +54,9 @@ def noise_set(count, height=32, width=32, classes=4):
     return MemoryDataset(noise_images(count, height, width), np.arange(count) % classes)
 
 
-def make_train_data(dataset, *options, config=BYTES_CONFIG, classes=4):
+def make_train_data(dataset, *options, config=BYTES_CONFIG, classes=4, rank=0, world_size=1):
     """A `TrainLoader` in its first phase and the options it was made of."""
-    args = train_args('--num-classes', classes, *options)
+    args = train_args('--num-classes', classes, *options, rank=rank, world_size=world_size)
     train_data = TrainLoader(
         training_samples(dataset), config, device=CPU, img_dtype=torch.float32, num_classes=classes
     )

@@ -4,23 +4,22 @@ import copy
 
 import torch
 
-from tests.helpers.training import (
-    CLASSES,
-)
+from tests.helpers.training import CLASSES, selector_of
 
 LABELS = dict(num_classes=CLASSES, smoothing=0.1)
 
 
 def candidates_of(task, input, target, key):
     """The candidates that MaxUp scores for a key, as (input, target), and what it returns."""
-    seen, scorer = [], task.selector.scorer
+    selector = selector_of(task)
+    seen, scorer = [], selector.scorer
 
     def watching(input, target):
         seen.append((input.clone(), target.clone()))
         return scorer(input, target)
 
     watching.task = task
-    watched = copy.copy(task.selector)
+    watched = copy.copy(selector)
     watched.scorer = watching
     return seen, watched(input, target, key)
 

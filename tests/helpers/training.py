@@ -2,13 +2,18 @@
 
 import argparse
 import csv
-from contextlib import nullcontext
+import logging
+import signal
+import warnings
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import pytest
 import timm
 import torch
 from torch import nn
 
+import train as train_script
 from regaug.methods import gradaug as gradaug_method
 from regaug.methods.gradaug import GradAug
 from regaug.methods.scoring import Selection
@@ -17,6 +22,7 @@ from regaug.slimmable import SlimmablePlan, Twin
 from regaug.training.engine import Engine
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model
+from regaug.training.run import Run
 from regaug.training.task import RegAugTask
 from regaug.training.updates import Updater
 from tests.helpers.slimmable_oracle import make_generic
@@ -43,6 +49,35 @@ def train_argv(folder, output, *options):
     }
     argv = [part for pair in quick.items() for part in pair]
     return [str(part) for part in (*argv, '--input-size', 3, 32, 32, *options)]
+
+
+def run_train(folder, output, *options, experiment='run', status=0, stop_after=None):
+    """Run train.py in this process, with the quick defaults of `train_argv` that `options` override.
+
+    Args:
+        status: with which exit status the run must end.
+        stop_after: epochs after which it ends, as if killed; learning rates are those of the whole run.
+
+    Returns:
+        The experiment's folder.
+    """
+    build_schedule = Run.build_schedule
+
+    def cut_short(run):
+        build_schedule(run)
+        run.num_epochs = min(run.num_epochs, stop_after)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)  # timm's folder reader closes none
+        if stop_after is not None:
+            patch.setattr(Run, 'build_schedule', cut_short)
+        try:
+            assert train_script.main(train_argv(folder, output, '--experiment', experiment, *options)) == status
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return output / experiment
 
 
 def train_args(*options, rank=0, world_size=1):
@@ -137,7 +172,7 @@ def selector_of(task):
 class SilentReport:
     """Stands where `report.Report` stands and keeps the records."""
 
-    wants_grad_norm = False
+    wants_grad_norm = wants_pictures = False
 
     def __init__(self):
         self.records = []
@@ -145,7 +180,7 @@ class SilentReport:
     def on_update(self, record):
         self.records.append(record)
 
-    def on_batch(self, input, target, batch_idx):
+    def on_batch(self, input, target, batch_idx, more=()):
         pass
 
     def on_eval_batch(self, *args, **kwargs):
@@ -239,6 +274,22 @@ def follow_log(caplog):
     caplog.set_level('INFO', logger='train')
     caplog.clear()
     return caplog
+
+
+@contextmanager
+def messages_of(name):
+    """A list of the messages that a logger gets while the context lasts, from INFO on."""
+    messages, logger = [], logging.getLogger(name)
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def created_gradaug(*options, input_size=(3, 32, 32)):

@@ -2,12 +2,11 @@
 
 from dataclasses import fields, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from regaug.augment.parameters import GROUPS, Augmentation, Parameters
+from regaug.augment.parameters import BASE, GROUPS, Augmentation, Parameters
 from regaug.methods.scoring import Scorer
 from regaug.methods.uada import UADA
 from tests.helpers.slimmable_oracle import make_generic
@@ -15,7 +14,7 @@ from tests.helpers.training import CLASSES, make_task
 
 HEIGHT, WIDTH, PADDING = 16, 24, 2
 FIELD = {'crop': 'offsets', 'flip': 'flips', 'policy': 'levels', 'cutout': 'boxes'}
-HIGH = {'crop': [2 * PADDING] * 2, 'policy': [9, 9], 'cutout': [HEIGHT, HEIGHT, WIDTH, WIDTH]}
+HIGH = {'flip': [1], 'crop': [2 * PADDING] * 2, 'policy': [9, 9], 'cutout': [HEIGHT, HEIGHT, WIDTH, WIDTH]}
 
 
 class Listening(Augmentation):
@@ -29,12 +28,12 @@ class Listening(Augmentation):
         self.applied = []
         return self.base
 
-    def draw_steps(self, *args):
-        self.steps = super().draw_steps(*args)
+    def draw_steps(self, *args, **kwargs):
+        self.steps = super().draw_steps(*args, **kwargs)
         return self.steps
 
     def apply(self, input, candidates, *args):
-        self.applied += candidates
+        self.applied += candidates.values()
         return super().apply(input, candidates, *args)
 
 
@@ -75,14 +74,9 @@ def row_of(params, index):
     return Parameters(**{field.name: getattr(params, field.name)[index : index + 1] for field in fields(params)})
 
 
-def tuple_of(params, index):
-    """The parameters of one sample as numbers that can be compared."""
-    return tuple(tuple(np.ravel(getattr(params, field.name)[index].numpy()).tolist()) for field in fields(params))
-
-
 def augment(uada, input, params):
-    [images] = Augmentation.apply(uada.augmentation, input, [params], {})
-    return images
+    images, _ = Augmentation.apply(uada.augmentation, input, {BASE: params})
+    return images[BASE]
 
 
 def small_model():
@@ -100,7 +94,7 @@ def moved_by_hand(base, group, step, sign, size=1):
     """One sample's parameters with a group moved by `size` times `sign` along its step; a flip by sign 1."""
     values = getattr(base, FIELD[group])
     if group == 'flip':
-        new = [bool(values[0]) != (sign > 0)]
+        new = [int(bool(values[0]) != (sign > 0))]
     else:
         pairs = zip(values[0].tolist(), step[0].tolist(), HIGH[group], strict=True)
         new = [[min(max(value + size * sign * sign_of(part), 0), high) for value, part, high in pairs]]
@@ -123,7 +117,7 @@ def one_sample(uada, model, input, target, index):
     candidates = [scored[0]]
     if uada.step == 'random':
         for group in groups:
-            toss = int(steps[group]) if group == 'flip' else 1
+            toss = int(steps[group] != 0) if group == 'flip' else 1
             candidates.append(score(moved_by_hand(base, group, steps[group], toss, uada.epsilon)))
         scored = candidates
     else:

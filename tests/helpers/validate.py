@@ -54,6 +54,7 @@ def validate_args(argv):
     common = ['--model', 'test_resnet', '--num-classes', NUM_CLASSES, '--img-size', PIXELS, '--device', 'cpu', '-j', 0]
     args = parse_validate([str(item) for item in (*common, *argv)])
     args.distributed, args.world_size, args.rank, args.local_rank = False, 1, 0, 0
+    args.several_networks = len(args.width or ()) > 1
     return args
 
 

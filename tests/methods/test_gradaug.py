@@ -10,8 +10,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import nn
 
 from regaug.errors import OptionError
-from regaug.methods.gradaug import soft_label_loss
-from regaug.methods.subnetworks import Draw, default_sizes, draw_widths, transform
+from regaug.methods.subnetworks import Draw, draw_widths, sizes_for, soft_label_loss, transform
 from tests.helpers.training import created_gradaug, make_gradaug
 
 # Draws
@@ -91,7 +90,7 @@ def test_sizes_and_turns_are_drawn_evenly_and_for_each_subnetwork_anew():
     ],
 )
 def test_default_sizes(size, expected):
-    assert default_sizes(size) == expected
+    assert sizes_for(size) == expected
 
 
 # Transforms

@@ -121,13 +121,3 @@ def test_moving_average_optimiser_and_checkpoint_hold_the_plain_model_alone(trai
     for key in ('state_dict', 'state_dict_ema'):
         assert list(state[key]) == list(expected)
         assert all(state[key][name].shape == value.shape for name, value in expected.items())
-
-
-def test_start_epoch_shows_in_the_summary_which_has_all_columns_from_the_first_row_on(train):
-    rows = read_summary(train('--gradaug', 2, '--gradaug-start-epoch', 1, '--epochs', 3))
-    assert rows[0]['train_sub1_loss'] == rows[0]['train_sub2_width'] == ''
-    for row in rows[1:]:
-        assert float(row['train_sub1_loss']) > 0
-        assert float(row['train_sub2_width']) == 0.9
-        assert 0.9 <= float(row['train_sub1_width']) <= 1
-    assert len({tuple(row) for row in rows}) == 1

@@ -1,4 +1,4 @@
-"""MaxUp: the worst of m copies of each sample, the plain augmentation for m = 1, draws, figures and views."""
+"""MaxUp: the worst of m copies of each sample, the plain augmentation for m = 1, draws, metrics and views."""
 
 import copy
 import itertools
@@ -13,7 +13,6 @@ from torch import nn
 from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
 from regaug.methods.maxup import MaxUp
 from regaug.methods.scoring import Scorer, worst_of
-from regaug.training.task import RegAugTask
 from tests.helpers.maxup import LABELS, candidates_of, losses_of, rows_of
 from tests.helpers.training import (
     assert_equal,
@@ -23,9 +22,11 @@ from tests.helpers.training import (
     make_gradaug,
     make_model,
     make_task,
+    selector_of,
+    set_selector,
 )
 
-STAGES = {
+AUGMENTATIONS = {
     'cutmix': lambda: [CutMix(alpha=1.0, prob=1.0, **LABELS)],
     'mixup': lambda: [Mixup(alpha=1.0, prob=0.8, **LABELS)],
     'cutout': lambda: [Cutout(size=12)],
@@ -42,11 +43,11 @@ def criterion_for(name):
     return nn.CrossEntropyLoss() if name == 'cutout' else SoftTargetCrossEntropy()
 
 
-def selecting_task(model, stages, *, copies=4, criterion=None, seed=42, rank=0, freeze_bn=False, **kwargs):
+def selecting_task(model, augmentations, *, copies=4, criterion=None, seed=42, rank=0, freeze_bn=False, **kwargs):
     """A task whose input MaxUp chooses, as the engine has it when a phase has begun."""
-    task = RegAugTask(model, criterion or SoftTargetCrossEntropy(), verbose=False, rank=rank)
+    task = make_task(model, criterion or SoftTargetCrossEntropy(), rank=rank)
     task.freeze_bn = freeze_bn
-    task.selector = MaxUp(stages, num_copies=copies, scorer=Scorer(task), seed=seed, **kwargs)
+    set_selector(task, MaxUp(augmentations, num_copies=copies, scorer=Scorer(task), seed=seed, **kwargs))
     return task.train()
 
 
@@ -55,28 +56,28 @@ def selecting_task(model, stages, *, copies=4, criterion=None, seed=42, rank=0, 
 
 @pytest.mark.parametrize('freeze_bn', [False, True])
 @pytest.mark.parametrize('model_name', MODELS)
-@pytest.mark.parametrize('name', STAGES)
+@pytest.mark.parametrize('name', AUGMENTATIONS)
 def test_the_choice_is_the_worst_of_copies_scored_by_a_fresh_copy_of_the_model_each(name, model_name, freeze_bn):
     model = MODELS[model_name]()
-    task = selecting_task(model, STAGES[name](), criterion=criterion_for(name), freeze_bn=freeze_bn)
+    task = selecting_task(model, AUGMENTATIONS[name](), criterion=criterion_for(name), freeze_bn=freeze_bn)
     assert all(part.training is not freeze_bn for part in model.modules() if isinstance(part, nn.BatchNorm2d))
     [(input, target)] = make_batches(1, size=8, dtype=torch.float32)
     reference = copy.deepcopy(model)
-    candidates, (chosen, labels, figures) = candidates_of(task, input, target, (3, 0, 1))
+    candidates, (chosen, labels, metrics) = candidates_of(task, input, target, (3, 0, 1))
     losses = losses_of(reference, criterion_for(name), candidates)
     worst = losses.argmax(dim=0)
     assert losses.shape == (4, 8) and len(set(worst.tolist())) > 1
     assert_equal([chosen, labels], rows_of(candidates, worst))
-    assert figures['maxup_chosen_loss'].item() == pytest.approx(losses.max(dim=0).values.mean().item(), rel=1e-4)
-    assert figures['maxup_mean_loss'].item() == pytest.approx(losses.mean().item(), rel=1e-4)
-    shares = [figures[f'maxup_share{number}'].item() for number in range(1, 5)]
+    assert metrics['maxup_chosen_loss'].item() == pytest.approx(losses.max(dim=0).values.mean().item(), rel=1e-4)
+    assert metrics['maxup_mean_loss'].item() == pytest.approx(losses.mean().item(), rel=1e-4)
+    shares = [metrics[f'maxup_share{number}'].item() for number in range(1, 5)]
     assert shares == pytest.approx([(worst == number).float().mean().item() for number in range(4)])
 
 
 @pytest.mark.parametrize('freeze_bn', [False, True])
 def test_an_update_is_a_plain_step_on_what_was_chosen(freeze_bn):
     model = make_droppy_model()
-    task = selecting_task(model, STAGES['cutmix'](), freeze_bn=freeze_bn)
+    task = selecting_task(model, AUGMENTATIONS['cutmix'](), freeze_bn=freeze_bn)
     reference = copy.deepcopy(model)
     [(input, target)] = make_batches(1, size=8, dtype=torch.float32)
     state = torch.get_rng_state()
@@ -99,7 +100,7 @@ def test_an_update_is_a_plain_step_on_what_was_chosen(freeze_bn):
 @pytest.mark.parametrize('criterion', [BinaryCrossEntropy(sum_classes=True), BinaryCrossEntropy(target_threshold=0.3)])
 def test_the_criterion_of_training_decides(criterion):
     model = make_model(dtype=torch.float32)
-    task = selecting_task(model, STAGES['cutmix'](), criterion=criterion)
+    task = selecting_task(model, AUGMENTATIONS['cutmix'](), criterion=criterion)
     [(input, target)] = make_batches(1, size=16, dtype=torch.float32)
     candidates, (chosen, labels, _) = candidates_of(task, input, target, (0, 0, 0))
     worst = losses_of(model, criterion, candidates).argmax(dim=0)
@@ -109,21 +110,21 @@ def test_the_criterion_of_training_decides(criterion):
 
 def test_excess_is_what_the_loss_is_above_the_entropy_of_the_label():
     model = make_model(dtype=torch.float32)
-    task = selecting_task(model, STAGES['mixup'](), excess=True)
+    task = selecting_task(model, AUGMENTATIONS['mixup'](), excess=True)
     [(input, target)] = make_batches(1, size=16, dtype=torch.float32)
-    candidates, (chosen, labels, figures) = candidates_of(task, input, target, (0, 0, 0))
+    candidates, (chosen, labels, metrics) = candidates_of(task, input, target, (0, 0, 0))
     losses = losses_of(model, SoftTargetCrossEntropy(), candidates)
     entropies = torch.stack([-(label * label.log()).sum(dim=1) for _, label in candidates])
     worst = (losses - entropies).argmax(dim=0)
     assert (worst != losses.argmax(dim=0)).any()
     assert_equal([chosen, labels], rows_of(candidates, worst))
-    assert figures['maxup_chosen_loss'].item() == pytest.approx(losses.gather(0, worst[None]).mean().item(), rel=1e-5)
+    assert metrics['maxup_chosen_loss'].item() == pytest.approx(losses.gather(0, worst[None]).mean().item(), rel=1e-5)
 
 
 def test_one_more_copy_never_makes_the_chosen_loss_smaller():
     """For a network that stays as it is, and copies of which the first are the same."""
     model = make_model(dtype=torch.float32)
-    task = selecting_task(model, STAGES['cutmix'](), copies=8)
+    task = selecting_task(model, AUGMENTATIONS['cutmix'](), copies=8)
     [(input, target)] = make_batches(1, size=16, dtype=torch.float32)
     candidates, _ = candidates_of(task, input, target, (0, 0, 0))
     choices = [worst_of(candidates[:count], Scorer(task)) for count in range(1, 9)]
@@ -135,12 +136,12 @@ def test_one_more_copy_never_makes_the_chosen_loss_smaller():
 # --- one copy -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', STAGES)
+@pytest.mark.parametrize('name', AUGMENTATIONS)
 def test_one_copy_is_the_plain_augmentation_bit_for_bit(name):
     """Trained by hand on batches augmented by hand: weights, statistics, optimiser and random stream are the same."""
     model = make_droppy_model()
     reference, batches = copy.deepcopy(model), make_batches(3, size=6, dtype=torch.float32)
-    task = selecting_task(model, STAGES[name](), copies=1, criterion=criterion_for(name))
+    task = selecting_task(model, AUGMENTATIONS[name](), copies=1, criterion=criterion_for(name))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     state = torch.get_rng_state()
     metrics = make_engine(task, optimizer).train_one_epoch(0, batches)
@@ -150,7 +151,7 @@ def test_one_copy_is_the_plain_augmentation_bit_for_bit(name):
     plain = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for update, (input, target) in enumerate(batches):
-        maxup = MaxUp(STAGES[name](), num_copies=1, scorer=None, seed=42)
+        maxup = MaxUp(AUGMENTATIONS[name](), num_copies=1, scorer=None, seed=42)
         input, target, _ = maxup(input, target, (update, 0, 0))
         loss = criterion_for(name)(reference(input), target)
         loss.backward()
@@ -166,7 +167,7 @@ def test_one_copy_is_the_plain_augmentation_bit_for_bit(name):
 
 def test_one_copy_trains_on_an_average_of_the_augmentation():
     """Nothing is chosen: over many updates the share is that of plain CutMix, 1 - (1/2 - 1/5 + 1/48)."""
-    maxup = MaxUp(STAGES['cutmix'](), num_copies=1, scorer=None, seed=42)
+    maxup = MaxUp(AUGMENTATIONS['cutmix'](), num_copies=1, scorer=None, seed=42)
     input, target = torch.zeros(1000, 1, 64, 64), torch.zeros(1000, dtype=torch.long)
     shares = [maxup(input, target, (update, 0, 0))[2]['maxup_lambda'].item() for update in range(10)]
     assert np.mean(shares) == pytest.approx(0.679, abs=0.01)
@@ -193,7 +194,7 @@ def test_scoring_equal_copies_changes_nothing(model_name):
 
 def drawn(*, seed=42, key=(0, 0, 0), copies=3, name='cutmix and noise'):
     """The candidates for a seed and a key."""
-    task = selecting_task(make_model(dtype=torch.float32), STAGES[name](), copies=copies, seed=seed)
+    task = selecting_task(make_model(dtype=torch.float32), AUGMENTATIONS[name](), copies=copies, seed=seed)
     return candidates_of(task, *make_batches(1, size=6, dtype=torch.float32)[0], key)[0]
 
 
@@ -219,8 +220,8 @@ def test_draws_depend_on_nothing_else():
 
 
 def test_draws_are_these_numbers_on_every_machine():
-    stage = CutMix(alpha=1.0, prob=1.0, num_classes=4, smoothing=0.0)
-    maxup = MaxUp([stage], num_copies=1, scorer=None, seed=42)
+    augmentation = CutMix(alpha=1.0, prob=1.0, num_classes=4, smoothing=0.0)
+    maxup = MaxUp([augmentation], num_copies=1, scorer=None, seed=42)
     _, labels, _ = maxup(torch.zeros(4, 3, 32, 32), torch.arange(4), (7, 0, 0))
     assert labels.tolist() == [
         [0.828125, 0.0, 0.0, 0.171875],
@@ -233,14 +234,14 @@ def test_draws_are_these_numbers_on_every_machine():
 def test_updates_and_micro_batches_have_draws_of_their_own():
     """The engine numbers updates over the whole run and micro-batches within an update."""
     model = make_model(dtype=torch.float32)
-    task = selecting_task(model, STAGES['cutmix'](), copies=1)
-    keys, selector = [], task.selector
+    task = selecting_task(model, AUGMENTATIONS['cutmix'](), copies=1)
+    keys, selector = [], selector_of(task)
 
     def noting(input, target, key):
         keys.append(key)
         return selector(input, target, key)
 
-    task.selector = noting
+    set_selector(task, noting)
     engine = make_engine(task, torch.optim.SGD(model.parameters(), lr=0.1), '--grad-accum-steps', 2)
     for epoch in (0, 1):
         engine.train_one_epoch(epoch, make_batches(5, dtype=torch.float32))
@@ -253,12 +254,12 @@ def test_every_copy_pairs_the_samples_anew():
     assert all(not torch.equal(one[1], two[1]) for one, two in itertools.combinations(candidates, 2))
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------------
 
 
 def test_shares_of_the_copies_sum_to_one_and_are_even_for_a_network_with_random_weights():
     model = make_model(dtype=torch.float32)
-    task = selecting_task(model, STAGES['mixup']())
+    task = selecting_task(model, AUGMENTATIONS['mixup']())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     metrics = make_engine(task, optimizer).train_one_epoch(0, make_batches(20, size=32, side=16, dtype=torch.float32))
     shares = [metrics[f'maxup_share{number}'] for number in range(1, 5)]
@@ -279,21 +280,21 @@ def test_lambda_is_the_share_of_the_own_label_in_what_was_chosen():
     task = selecting_task(model, [Mixup(alpha=1.0, prob=1.0, num_classes=16, smoothing=0.0)])
     [(input, _)] = make_batches(1, size=16, dtype=torch.float32)
     for key in range(10):  # until no chosen sample is its own partner
-        _, labels, figures = task.selector(input, torch.arange(16), (key, 0, 0))
+        _, labels, metrics = selector_of(task)(input, torch.arange(16), (key, 0, 0))
         own = labels.diagonal()
         if (own < 1).all():
             break
     assert own.max() < 1
-    assert figures['maxup_lambda'].item() == pytest.approx(own.mean().item())
+    assert metrics['maxup_lambda'].item() == pytest.approx(own.mean().item())
 
 
 @pytest.mark.parametrize('name', ['cutout', 'noise'])
 def test_lambda_is_one_where_nothing_is_mixed(name):
-    stages = [Cutout(size=8)] if name == 'cutout' else [GaussianNoise(sigma=torch.ones(3))]
-    task = selecting_task(make_model(dtype=torch.float32), stages, criterion=nn.CrossEntropyLoss())
+    augmentations = [Cutout(size=8)] if name == 'cutout' else [GaussianNoise(sigma=torch.ones(3))]
+    task = selecting_task(make_model(dtype=torch.float32), augmentations, criterion=nn.CrossEntropyLoss())
     [(input, target)] = make_batches(1, dtype=torch.float32)
-    _, labels, figures = task.choose_input(input, target)
-    assert figures['maxup_lambda'] == 1
+    _, labels, metrics = task.choose_input(input, target)
+    assert metrics['maxup_lambda'] == 1
     assert_equal(labels, target)
 
 
@@ -303,12 +304,13 @@ def test_lambda_is_one_where_nothing_is_mixed(name):
 def test_subnetworks_train_on_the_chosen_copies():
     """Scored by the full network alone, which then trains on them as well."""
     model = make_model(dtype=torch.float32)
-    task = make_task(model, SoftTargetCrossEntropy(), gradaug=make_gradaug(transforms=()))
-    task.selector = MaxUp(STAGES['cutmix'](), num_copies=4, scorer=Scorer(task), seed=42)
+    gradaug = make_gradaug(transforms=())
+    task = make_task(model, SoftTargetCrossEntropy(), gradaug=gradaug)
+    set_selector(task, MaxUp(AUGMENTATIONS['cutmix'](), num_copies=4, scorer=Scorer(task), seed=42))
     full, sub = [], []
     model.register_forward_pre_hook(lambda module, args: full.append(args[0].clone()))
-    forward = task._forward_subnet
-    task._forward_subnet = lambda image: sub.append(image.clone()) or forward(image)
+    subnet = gradaug.subnet.module
+    subnet.register_forward_pre_hook(lambda module, args: sub.append(args[0].clone()))
     chosen, labels, _ = task.choose_input(*make_batches(1, dtype=torch.float32)[0])
     assert (len(full), len(sub)) == (4, 0)
     full.clear()

@@ -17,6 +17,7 @@ from tests.helpers.training import (
     make_engine,
     make_model,
     make_task,
+    set_selector,
     sum_of,
 )
 
@@ -28,29 +29,29 @@ def train_rank(case, rank, world_size=1):
     torch.manual_seed(1)
     model = make_model()
     task = make_task(model, SoftTargetCrossEntropy(), rank=rank)
-    stages = [
+    augmentations = [
         CutMix(alpha=1.0, prob=1.0, num_classes=CLASSES, smoothing=0.1),
         GaussianNoise(sigma=torch.full((3,), 0.1)),
     ]
-    selector = MaxUp(stages, num_copies=3, scorer=Scorer(task), seed=42)
+    selector = MaxUp(augmentations, num_copies=3, scorer=Scorer(task), seed=42)
     chosen = []
 
     def noting(input, target, key):
         chosen.append(selector(input, target, key))
         return chosen[-1]
 
-    task.selector = noting
+    set_selector(task, noting)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     seen = gradients_at_updates(optimizer, model)
     options = ['--grad-accum-steps', CASES[case]]
     engine = make_engine(task, optimizer, *options, rank=rank, world_size=world_size)
     if world_size > 1:
         task.prepare_distributed(device_ids=None)
-    figures = engine.train_one_epoch(0, make_batches(4, seed=9))
+    metrics = engine.train_one_epoch(0, make_batches(4, seed=9))
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     return {
         'gradients': seen,
-        'figures': dict(figures),
+        'metrics': dict(metrics),
         'chosen': [(input, target) for input, target, _ in chosen],
         'buffers': buffers,
     }
@@ -72,9 +73,9 @@ def test_gradients_are_the_mean_of_single_processes(case, ranks):
             assert_close(ranks[rank][case]['gradients'][update], mean)
         with pytest.raises(AssertionError):
             assert_close(single[0], mean, tolerance=1e-2)
-    mean = {name: (alone[0]['figures'][name] + alone[1]['figures'][name]) / 2 for name in alone[0]['figures']}
+    mean = {name: (alone[0]['metrics'][name] + alone[1]['metrics'][name]) / 2 for name in alone[0]['metrics']}
     for rank in range(RANKS):
-        assert ranks[rank][case]['figures'] == pytest.approx(mean, rel=1e-5)
+        assert ranks[rank][case]['metrics'] == pytest.approx(mean, rel=1e-5)
         assert_equal(ranks[rank][case]['chosen'], alone[rank]['chosen'])
 
 

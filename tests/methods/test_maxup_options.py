@@ -8,7 +8,7 @@ from timm import create_model
 import regaug.training.run
 from regaug.errors import OptionError
 from regaug.options import parse_train
-from regaug.options.checks import data as data_checks
+from regaug.options import timm_data_checks as data_checks
 from tests.helpers.training import CLASSES, read_summary
 
 BASE = ['--device', 'cpu', '--dataset', 'regaug/digits', '--model', 'resnet10t']

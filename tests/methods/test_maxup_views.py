@@ -9,10 +9,9 @@ from torchvision import transforms
 
 from regaug.augment.mix import CutMix
 from regaug.data.samples import Views
-from regaug.methods.create import create_selector
-from regaug.methods.maxup import MaxUp
+from regaug.methods.maxup import MaxUp, create_maxup
+from regaug.training.criterion import create_criterion
 from regaug.training.phases import phase_at
-from regaug.training.task import create_criterion
 from tests.helpers.data import BYTES_CONFIG, MemoryDataset, as_bytes, make_train_data, noise_images, noise_set
 from tests.helpers.maxup import LABELS, candidates_of, losses_of, rows_of
 from tests.helpers.training import (
@@ -20,6 +19,7 @@ from tests.helpers.training import (
     assert_equal,
     make_model,
     make_task,
+    set_selector,
 )
 
 AS_THEY_ARE = ('--hflip', 0, '--color-jitter', 0, '--scale', 1, 1, '--ratio', 1, 1)
@@ -93,11 +93,11 @@ def test_of_the_views_of_a_sample_its_own_worst_one_is_chosen(augmentation):
     model = make_model(dtype=torch.float32)
     model.reset_classifier(16)
     phase = phase_at(0, args)
-    task = make_task(model, create_criterion(phase.options))
-    task.start_phase(phase, task.criterion, create_selector(phase.options, task, BYTES_CONFIG))
+    task = make_task(model, create_criterion(phase))
+    set_selector(task, create_maxup(phase, task, BYTES_CONFIG))
     picked = []
     for input, target in train_data.loader:
-        candidates, (chosen, labels, figures) = candidates_of(task, input, target, (0, 0, 0))
+        candidates, (chosen, labels, metrics) = candidates_of(task, input, target, (0, 0, 0))
         assert len(candidates) == 3
         assert_equal(labels, target[:8])
         assert ((chosen[:, 0].amax(dim=(1, 2)) - 3) / 4).round().long().tolist() == labels.tolist()
@@ -105,7 +105,7 @@ def test_of_the_views_of_a_sample_its_own_worst_one_is_chosen(augmentation):
             assert_equal([image for image, _ in candidates], list(input.tensor_split(3)))
         worst = losses_of(model, task.criterion, candidates).argmax(dim=0)
         assert_equal(chosen, rows_of(candidates, worst)[0])
-        assert figures['maxup_lambda'] == 1
+        assert metrics['maxup_lambda'] == 1
         picked += worst.tolist()
     assert len(picked) == 16 and len(set(picked)) == 3
 
@@ -114,11 +114,11 @@ def test_views_may_be_mixed_each_with_views_of_its_version():
     input = torch.arange(12.0).view(12, 1, 1, 1).expand(12, 3, 16, 16)  # 3 versions of 4 samples
     target = torch.arange(4).repeat(3)
     maxup = MaxUp([CutMix(alpha=1.0, prob=1.0, **LABELS)], num_copies=3, scorer=None, seed=1, views=True)
-    for number, (mixed, soft, shares) in enumerate(maxup.candidates(input, target, np.random.default_rng(2))):
-        assert mixed.shape == (4, 3, 16, 16) and soft.shape == (4, CLASSES) and shares.shape == (4,)
+    for number, (mixed, soft, lam) in enumerate(maxup.candidates(input, target, np.random.default_rng(2))):
+        assert mixed.shape == (4, 3, 16, 16) and soft.shape == (4, CLASSES) and lam.shape == (4,)
         assert set((mixed // 4).flatten().tolist()) == {number}
         own = (mixed[:, 0] == input[4 * number : 4 * number + 4, 0]).float().mean(dim=(1, 2))
-        assert (own >= shares - 1e-6).all()
+        assert (own >= lam - 1e-6).all()
         assert own.min() < 1
 
 

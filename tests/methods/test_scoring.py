@@ -174,6 +174,23 @@ def test_all_equal_losses_leave_the_first_candidate():
     assert_equal(choice.chosen, candidates[0])
 
 
+@pytest.mark.parametrize('floor', [None, lambda target: 0.1 * target])
+def test_a_loss_that_is_no_number_is_never_taken_while_there_is_another(floor):
+    losses = torch.rand(4, 60)
+    losses[torch.rand(4, 60) < 0.5] = torch.nan
+    losses[2, losses[2].isfinite().nonzero()[::5, 0]] = torch.inf
+    choice = worst_of(*given_losses(losses), floor)
+    counts = set()
+    for sample, values in enumerate(losses.T.tolist()):
+        numbers = [number for number, value in enumerate(values) if value == value]
+        expected = max(numbers, key=values.__getitem__) if numbers else 0
+        assert choice.index[sample] == expected
+        assert choice.chosen[0][sample].item() == 10 * sample + expected
+        counts.add(len(numbers))
+    assert counts == {0, 1, 2, 3, 4}
+    assert_equal(choice.losses.nan_to_num(-1), losses.nan_to_num(-1))
+
+
 def test_samples_keep_their_rows_and_hard_ones_displace_no_easy_ones():
     """The maximum over a batch in the wrong shape would train on the hardest samples several times."""
     scale = torch.tensor([1e3, 1e-3, 1.0, 1e2, 1e-2, 0.0])

@@ -12,18 +12,6 @@ from torch import nn
 from regaug.methods.scoring import Scorer
 from tests.helpers.training import CLASSES, assert_equal, make_batches, make_droppy_model, make_model, make_task
 
-BATCH, CHOICES = 6, 5
-
-
-def targets(kind, count=BATCH):
-    """Class indices, or soft targets as mixing makes them: shares of two smoothed labels."""
-    labels = torch.randint(CHOICES, (2, count))
-    if kind == 'index':
-        return labels[0]
-    shares = torch.rand(count, 1)
-    one, other = (0.9 * F.one_hot(label, CHOICES) + 0.1 / CHOICES for label in labels)
-    return one * shares + other * (1 - shares)
-
 
 class Everything(nn.Module):
     """A network with all that a forward pass in training mode could leave its mark on."""

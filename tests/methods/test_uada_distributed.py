@@ -1,4 +1,4 @@
-"""UADA in two processes that train together: gradients, draws, figures."""
+"""UADA in two processes that train together: gradients, draws, metrics."""
 
 import copy
 
@@ -18,17 +18,15 @@ from tests.helpers.training import (
     make_engine,
     make_model,
     make_task,
+    selector_of,
+    set_selector,
     sum_of,
 )
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-CASES = {  # micro-batches per update, further arguments of UADA
-    'exact': (1, {}),
-    'exact, accumulated': (2, {}),
-    'reuse': (2, {'reuse': True}),
-}
+CASES = {'one micro-batch': 1, 'two micro-batches': 2}
 
 
 def raw_batches(count=4, size=4):
@@ -44,30 +42,29 @@ def raw_batches(count=4, size=4):
 
 
 def train_rank(case, rank, world_size=1):
-    """An epoch of 4 batches; what was chosen, the gradients of each update, figures and buffers."""
-    accum, kwargs = CASES[case]
+    """An epoch of 4 batches; what was chosen, the gradients of each update, metrics and buffers."""
     torch.manual_seed(1)
     model = make_model()
     task = make_task(model, rank=rank)
     groups = ('crop', 'flip', 'policy', 'cutout')
     augmentation = Augmentation(groups, mean=MEAN, std=STD, dtype=torch.float64, cutout_size=8)
-    selector = UADA(augmentation, scorer=Scorer(task), seed=42, **kwargs)
+    selector = UADA(augmentation, scorer=Scorer(task), seed=42)
     chosen = []
 
     def noting(input, target, key):
         chosen.append((selector(input, target, key), key))
         return chosen[-1][0]
 
-    task.selector = noting
+    set_selector(task, noting)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     seen = gradients_at_updates(optimizer, model)
-    engine = make_engine(task, optimizer, '--grad-accum-steps', accum, rank=rank, world_size=world_size)
+    engine = make_engine(task, optimizer, '--grad-accum-steps', CASES[case], rank=rank, world_size=world_size)
     if world_size > 1:
         task.prepare_distributed(device_ids=None)
-    figures = engine.train_one_epoch(0, raw_batches())
+    metrics = engine.train_one_epoch(0, raw_batches())
     return {
         'gradients': seen,
-        'figures': dict(figures),
+        'metrics': dict(metrics),
         'chosen': [input for (input, _, _), _ in chosen],
         'keys': [key for _, key in chosen],
     }
@@ -80,18 +77,18 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_gradients_and_figures_are_the_mean_of_single_processes(case, ranks):
+def test_gradients_and_metrics_are_the_mean_of_single_processes(case, ranks):
     alone = [train_rank(case, rank) for rank in range(RANKS)]
-    assert len(alone[0]['gradients']) == 4 / CASES[case][0]
+    assert len(alone[0]['gradients']) == 4 / CASES[case]
     for update, single in enumerate(zip(*(run['gradients'] for run in alone), strict=True)):
         mean = {name: value / RANKS for name, value in sum_of(*single).items()}
         for rank in range(RANKS):
             assert_close(ranks[rank][case]['gradients'][update], mean)
         with pytest.raises(AssertionError):
             assert_close(single[0], mean, tolerance=1e-2)  # the ranks' own gradients differ
-    mean = {name: (alone[0]['figures'][name] + alone[1]['figures'][name]) / 2 for name in alone[0]['figures']}
+    mean = {name: (alone[0]['metrics'][name] + alone[1]['metrics'][name]) / 2 for name in alone[0]['metrics']}
     for rank in range(RANKS):
-        assert ranks[rank][case]['figures'] == pytest.approx(mean, rel=1e-5, abs=1e-7)
+        assert ranks[rank][case]['metrics'] == pytest.approx(mean, rel=1e-5, abs=1e-7)
         assert_equal(ranks[rank][case]['chosen'], alone[rank]['chosen'])
 
 
@@ -112,8 +109,8 @@ def test_the_forward_of_the_task_trains_on_the_choice():
     model = make_model()
     task = make_task(model)
     augmentation = Augmentation(('policy', 'cutout'), mean=MEAN, std=STD, dtype=torch.float64, cutout_size=8)
-    task.selector = UADA(augmentation, scorer=Scorer(task), seed=42)
+    set_selector(task, UADA(augmentation, scorer=Scorer(task), seed=42))
     [(input, target)] = raw_batches(1, size=8)
-    chosen, _, _ = task.selector(input, target, (0, 0, 0))
+    chosen, _, _ = selector_of(task)(input, target, (0, 0, 0))
     expected = nn.functional.cross_entropy(copy.deepcopy(model)(chosen), target)
     torch.testing.assert_close(task(input, target)['loss'], expected)

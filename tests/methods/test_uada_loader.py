@@ -7,7 +7,7 @@ from torch import nn
 
 from regaug.data.loaders import TrainLoader
 from regaug.data.samples import training_samples
-from regaug.methods.create import create_selector
+from regaug.methods.uada import create_uada
 from regaug.training.phases import phase_at
 from tests.helpers.data import as_bytes, noise_images, noise_set
 from tests.helpers.training import (
@@ -109,7 +109,7 @@ def test_what_the_model_trains_on_is_normalised(groups):
     args = train_args('--num-classes', CLASSES, '--uada', '--uada-groups', *groups, '--pad-crop', 4)
     task = make_task(make_model(dtype=torch.float32))
     config = {'input_size': (3, 32, 32), 'mean': MEAN, 'std': STD}
-    selector = create_selector(phase_at(0, args).options, task, config)
+    selector = create_uada(phase_at(0, args), task, args, config)
     chosen, _, _ = selector(torch.ones(32, 3, 32, 32), torch.arange(32) % CLASSES, (0, 0, 0))
     for channel, (mean, std) in enumerate(zip(MEAN, STD)):
         values, counts = chosen[:, channel].unique(return_counts=True)
@@ -125,6 +125,6 @@ def test_one_mean_serves_all_channels(channels):
     """As in timm: `--mean 0.5` for a model with three channels."""
     args = train_args('--num-classes', CLASSES, '--uada', '--uada-groups', 'flip', '--uada-epsilon', 0)
     config = {'input_size': (channels, 8, 8), 'mean': (0.5,), 'std': (0.25,)}
-    selector = create_selector(phase_at(0, args).options, make_task(nn.Identity()), config)
+    selector = create_uada(phase_at(0, args), make_task(nn.Identity()), args, config)
     chosen, _, _ = selector(torch.ones(4, channels, 8, 8), torch.zeros(4, dtype=torch.int64), (0, 0, 0))
     assert_equal(chosen, torch.full((4, channels, 8, 8), 2.0))

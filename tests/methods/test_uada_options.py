@@ -37,7 +37,6 @@ REFUSALS = [
     ('--torchscript', ['--uada', '--torchscript']),
     # number formats and ranks
     ('--model-dtype bfloat16 --no-prefetcher', ['--uada', '--no-prefetcher']),
-    ('--uada-reuse --sync-bn', ['--uada-reuse', '--sync-bn']),
 ]
 
 
@@ -76,7 +75,7 @@ def test_without_uada_the_same_options_are_no_error_of_uada(line):
     [
         '--uada-groups crop flip policy cutout --pad-crop 4 --hflip 0.3 --cutout-size 8',
         '--uada-epsilon 0 --uada-delta 3 --uada-ranges timm --uada-step random',
-        '--uada-reuse --model-dtype bfloat16',
+        '--model-dtype bfloat16',
         '--uada-step descend --no-prefetcher --vflip 0.5 --color-jitter 0.2',
         '--gradaug 2 --refine-epochs 3 --refine-fade 1 --bce-loss --channels-last --amp --amp-dtype bfloat16',
         '--sync-bn --grad-accum-steps 2 --model-ema --exact-resume',
@@ -105,9 +104,9 @@ def test_values_that_cannot_be_read_are_refused_with_the_choice(line, choices):
 
 
 def test_defaults_are_those_of_the_paper():
-    """One level or pixel for the probe and for the step, the paper's ranges, no short cut."""
+    """One level or pixel for the probe and for the step, the paper's ranges."""
     args = parse_train(['--device', 'cpu', '--dataset', 'regaug/digits', '--uada'])
-    assert (args.uada_delta, args.uada_epsilon, args.uada_step, args.uada_reuse) == (1, 1, 'ascend', False)
+    assert (args.uada_delta, args.uada_epsilon, args.uada_step) == (1, 1, 'ascend')
     assert (args.uada_groups, args.uada_ranges, args.cutout_size) == (['policy'], 'paper', 16)
     assert not parse_train(['--device', 'cpu', '--dataset', 'regaug/digits']).uada
 
@@ -134,7 +133,7 @@ def counting_network_of_the_uada_tests(pretrained=False, **kwargs):
 COUNTING = ('--model', 'counting_network_of_the_uada_tests', '--epochs', 1)
 
 
-@pytest.mark.parametrize('options', [[], ['--uada-reuse'], ['--uada-step', 'random']])
+@pytest.mark.parametrize('options', [[], ['--uada-step', 'random']])
 def test_a_model_whose_buffers_a_pass_would_change_is_refused_by_the_buffers_name(options, train, tmp_path):
     with pytest.raises(OptionError, match=r"^--uada with --model counting_network.*the buffer 'calls' of Counting"):
         train('--uada', *options, *COUNTING)

@@ -84,6 +84,28 @@ def test_clear_gives_the_full_width_back():
     assert twin.width == 1.0 and twin.module.conv1[0].weight is model.conv1[0].weight
 
 
+def test_widths_that_round_alike_share_a_recipe_and_no_others_do(monkeypatch):
+    model = build('mobilenetv3_small_050')
+    twin = twin_of(model, width_divisor=4)
+    recipes = []
+    monkeypatch.setattr(twin, '_new_recipe', lambda width, new=twin._new_recipe: recipes.append(width) or new(width))
+    kept = set()
+    for width in torch.linspace(0.9, 1.0, 200).tolist():
+        twin.set(width)
+        kept.add(str([tuple(module.weight.shape) for module in twin.module.modules() if hasattr(module, 'weight')]))
+        assert len(recipes) == len(kept)
+    assert 10 < len(kept) < 100
+
+
+def test_recipes_are_dropped_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr('regaug.slimmable.twin.MAX_RECIPES', 3)
+    twin = twin_of(build(), width_divisor=1)
+    for width in (0.5, 0.6, 0.7, 0.8, 0.5):
+        twin.set(width)
+        assert twin.module.layer4[0].conv1.weight.shape[0] == int(512 * width + 0.5)
+    assert len(twin._recipes) == 3
+
+
 def test_backward_may_follow_after_the_width_has_changed():
     model, x = build(dtype=torch.float64), images(dtype=torch.float64)
     twin = twin_of(model)

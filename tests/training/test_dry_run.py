@@ -126,7 +126,7 @@ def test_gradaug_is_tried_and_its_plan_and_cost_are_told(dry_run, options):
     lines = dry_run('--gradaug', 2, '--gradaug-min-width', 0.5, *options)
     assert any(line.startswith('GradAug: ') for line in lines)
     assert any(re.search(r'GradAug: an update costs about [1-9]\.\d\d times a plain one', line) for line in lines)
-    assert any(re.search(r'Train: 0 \[.*Cost: \d\.\d\d', line) for line in lines)
+    assert any(re.search(r'Train: 0 \[.*  sub loss: \S+ \S+  sub agreement: ', line) for line in lines)
     told(lines, r'estimated time')
 
 

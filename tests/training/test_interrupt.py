@@ -13,7 +13,7 @@ import torch
 
 from regaug.training.interrupt import StopRequest
 from regaug.training.report import Report
-from tests.helpers.training import assert_same_training, follow_log, read_checkpoint, read_summary
+from tests.helpers.training import assert_same_training, follow_log, read_checkpoint, read_summary, run_train
 
 
 def command_of(text):
@@ -59,17 +59,41 @@ def test_worker_processes_leave_ctrl_c_to_the_main_process_and_end_on_sigterm(st
     child = os.fork()
     if not child:
         os.write(writer, b'ready')
-        while True:
-            time.sleep(0.01)
-    assert os.read(reader, 5) == b'ready'
-    os.close(reader)
-    os.close(writer)
-    os.kill(child, signal.SIGINT)
-    time.sleep(0.1)
-    assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    os.kill(child, signal.SIGTERM)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+        time.sleep(60)
+        os._exit(1)
+    try:
+        assert os.read(reader, 5) == b'ready'
+        os.kill(child, signal.SIGINT)
+        time.sleep(0.1)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        os.kill(child, signal.SIGTERM)
+        assert os.WTERMSIG(ended(child)) == signal.SIGTERM
+    finally:
+        os.close(reader)
+        os.close(writer)
     assert stop.signum is None
+
+
+def ended(child, seconds=10):
+    """Status of a child process, which must end in time; it is killed otherwise."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        process, status = os.waitpid(child, os.WNOHANG)
+        if process:
+            return status
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail(f'the process did not end within {seconds} s')
+
+
+EXACT = ('--exact-resume', '--epochs', 3, '--log-interval', 1)
+
+
+@pytest.fixture(scope='module')
+def whole(image_folder, tmp_path_factory):
+    """Folder of an uninterrupted run with these options."""
+    return run_train(image_folder, tmp_path_factory.mktemp('whole'), *EXACT)
 
 
 @pytest.fixture
@@ -116,48 +140,42 @@ def test_recovery_checkpoints_of_an_interval_are_resumed_as_interrupted(train, c
 
 
 @pytest.mark.parametrize('update_idx', [1, 3])
-def test_after_a_signal_the_given_command_resumes_exactly(update_idx, train, stop_at, caplog):
+def test_after_a_signal_the_given_command_resumes_exactly(update_idx, whole, train, stop_at, caplog):
     """`--exact-resume` promises the numbers of an uninterrupted run, stopped within an epoch (4 updates) too."""
-    options = ['--exact-resume', '--epochs', 3, '--log-interval', 1]
-    whole = train(*options, experiment='whole')
     log = follow_log(caplog)
     stop_at(1, update_idx)
-    stopped = train(*options, experiment='stopped', status=143)
+    stopped = train(*EXACT, experiment='stopped', status=143)
     stop_at(-1, -1)
-    train(*options, *resume_option(log.text), experiment='stopped')
+    train(*EXACT, *resume_option(log.text), experiment='stopped')
     assert_same_training(stopped, whole)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started(train, stop_at, caplog):
-    options = ['--exact-resume', '--epochs', 3, '--log-interval', 1]
-    whole = train(*options, experiment='whole')
+def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started(whole, train, stop_at, caplog):
     start = ['--resume', whole / 'checkpoint-0.pth.tar']
     log = follow_log(caplog)
     stop_at(1, 1)
-    train(*options, *start, experiment='stopped', status=143)
+    train(*EXACT, *start, experiment='stopped', status=143)
     stop_at(-1, -1)
-    stopped = train(*options, *start, *resume_option(log.text), experiment='stopped')
+    stopped = train(*EXACT, *start, *resume_option(log.text), experiment='stopped')
     assert [row['epoch'] for row in read_summary(stopped)] == ['1', '2']
     assert_same_training(stopped, whole, from_epoch=1)
 
 
-def test_a_finished_epoch_is_not_repeated_after_a_signal(train, monkeypatch, caplog):
+def test_a_finished_epoch_is_not_repeated_after_a_signal(whole, train, monkeypatch, caplog):
     on_epoch = Report.on_epoch
 
     def with_signal(self, row):
         on_epoch(self, row)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    options = ['--exact-resume', '--epochs', 3]
-    whole = train(*options, experiment='whole')
     log = follow_log(caplog)
     with monkeypatch.context() as patch:
         patch.setattr(Report, 'on_epoch', with_signal)
-        stopped = train(*options, experiment='stopped', status=143)
+        stopped = train(*EXACT, experiment='stopped', status=143)
     assert [row['epoch'] for row in read_summary(stopped)] == ['0']
     resume = resume_option(log.text)
     log = follow_log(caplog)
-    train(*options, *resume, experiment='stopped')
+    train(*EXACT, *resume, experiment='stopped')
     assert 'Train: 0 ' not in log.text
     assert_same_training(stopped, whole)
 

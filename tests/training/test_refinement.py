@@ -1,7 +1,5 @@
 """Refinement through train.py: what the workers deliver, learning rates, resuming, finished models."""
 
-import argparse
-import csv
 import logging
 
 import pytest
@@ -13,15 +11,10 @@ from regaug.data.loaders import TrainLoader
 from regaug.data.samples import Samples
 from regaug.training import run as run_module
 from regaug.training.phases import phase_at
-from tests.helpers.training import CLASSES, train_args
+from tests.helpers.training import CLASSES, read_checkpoint, read_summary, train_args
 
 HEAVY = ('--mixup', 0.8, '--cutmix', 1.0, '--aa', 'rand-m9', '--reprob', 1.0, '--color-jitter', 0.4)
 DATA_CONFIG = {'input_size': (3, 32, 32), 'mean': (0.0,) * 3, 'std': (1.0,) * 3, 'interpolation': 'bilinear'}
-
-
-def rows(folder):
-    with (folder / 'summary.csv').open() as file:
-        return list(csv.DictReader(file))
 
 
 class RampImages:
@@ -75,7 +68,7 @@ def test_workers_deliver_only_crops_and_flips_in_refinement():
 def test_refinement_trains_on_at_its_learning_rate_and_says_so(train, caplog):
     caplog.set_level(logging.INFO)
     folder = train(*HEAVY, '--refine-epochs', 2, '--refine-lr', 0.002, '--workers', 2, '--model-ema')
-    table = rows(folder)
+    table = read_summary(folder)
     assert [row['phase'] for row in table] == ['main', 'main', 'refine', 'refine']
     assert [float(row['lr']) for row in table] == pytest.approx([0.05, 0.025, 0.002, 0.002])
     assert all(list(row) == list(table[0]) for row in table)
@@ -93,35 +86,11 @@ def test_optimiser_state_and_moving_average_carry_over(train):
     start = str(whole.parent / 'main' / 'last.pth.tar')
     kept = train(*options, '--refine-epochs', 1, '--resume', start, experiment='kept')
     fresh = train(*options, '--refine-epochs', 1, '--resume', start, '--no-resume-opt', experiment='fresh')
-    states = {folder.name: load(folder) for folder in (whole, kept, fresh)}
+    states = {folder.name: read_checkpoint(folder / 'last.pth.tar') for folder in (whole, kept, fresh)}
     for key in ('state_dict', 'state_dict_ema'):
         for name, value in states['whole'][key].items():
             assert torch.equal(value, states['kept'][key][name])
     assert any(not torch.equal(v, states['fresh']['state_dict'][n]) for n, v in states['whole']['state_dict'].items())
-
-
-def load(folder, name='last.pth.tar'):
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(folder / name, weights_only=True)
-
-
-@pytest.mark.parametrize('stop_after', [1, 2, 3])
-def test_resuming_into_every_phase_equals_the_uninterrupted_run(train, stop_after, monkeypatch):
-    options = (*HEAVY, '--epochs', 3, '--refine-epochs', 1, '--refine-fade', 1, '--exact-resume', '--workers', 1)
-    whole = train(*options, experiment='whole')
-    original = run_module.Run.build_schedule
-
-    def cut_short(run):
-        original(run)
-        run.num_epochs = stop_after
-
-    monkeypatch.setattr(run_module.Run, 'build_schedule', cut_short)
-    train(*options, experiment='parts')
-    monkeypatch.setattr(run_module.Run, 'build_schedule', original)
-    parts = train(*options, '--resume', 'auto', experiment='parts')
-    assert rows(parts) == rows(whole)
-    expected = load(whole)['state_dict']
-    assert all(torch.equal(value, expected[name]) for name, value in load(parts)['state_dict'].items())
 
 
 @pytest.mark.parametrize('schedule', [('--sched', 'cosine'), ('--sched', 'step', '--decay-epochs', 1)])
@@ -148,7 +117,7 @@ def test_a_finished_model_is_refined_without_a_main_phase(train):
     from_weights = train(*refine, '--initial-checkpoint', weights, experiment='weights')
     from_run = train(*refine, '--resume', weights, experiment='resumed')
     for folder in (from_weights, from_run):
-        table = rows(folder)
+        table = read_summary(folder)
         assert [(row['epoch'], row['phase']) for row in table] == [('0', 'refine'), ('1', 'refine')]
         assert [float(row['lr']) for row in table] == pytest.approx([1e-4, 1e-4])
 
@@ -158,27 +127,20 @@ def test_an_interrupted_refinement_of_a_finished_model_goes_on_where_it_was(trai
     refine = ('--epochs', 0, '--lr', 0.1, '--initial-checkpoint', str(finished / 'last.pth.tar'))
     train(*refine, '--refine-epochs', 1, experiment='refined')
     folder = train(*refine, '--refine-epochs', 3, '--resume', 'auto', experiment='refined')
-    assert [row['epoch'] for row in rows(folder)] == ['0', '1', '2']
+    assert [row['epoch'] for row in read_summary(folder)] == ['0', '1', '2']
 
 
 def test_without_validation_the_ranking_restarts_with_the_phase(train):
     """Losses on mixed images are larger than on clean ones: the best of the main phase must not stand for ever."""
     folder = train('--val-split', '', '--mixup', 0.8, '--refine-epochs', 1, '--refine-lr', 3)
-    losses = [float(row['train_loss']) for row in rows(folder)]
+    losses = [float(row['train_loss']) for row in read_summary(folder)]
     assert losses[2] > min(losses[:2])  # an old best would stand
-    assert load(folder, 'model_best.pth.tar')['epoch'] == 2
-
-
-def test_without_refinement_the_run_is_the_same_as_before(train):
-    plain = train('--mixup', 0.2, experiment='plain')
-    off = train('--mixup', 0.2, '--refine-epochs', 0, experiment='off')
-    expected = load(plain)['state_dict']
-    assert all(torch.equal(value, expected[name]) for name, value in load(off)['state_dict'].items())
+    assert read_checkpoint(folder / 'model_best.pth.tar')['epoch'] == 2
 
 
 def test_scheduled_sizes_survive_the_change(train):
     sizes = ('--train-img-sizes', 24, 32, '--train-batch-sizes', 16, 8)
-    assert [row['phase'] for row in rows(train(*sizes, '--mixup', 0.2, '--refine-epochs', 1))] == [
+    assert [row['phase'] for row in read_summary(train(*sizes, '--mixup', 0.2, '--refine-epochs', 1))] == [
         'main',
         'main',
         'refine',

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.utils import AverageMeter
 
 from regaug.data.samples import Samples
-from regaug.training.engine import UpdateRecord
+from regaug.training.averages import UpdateRecord
 from regaug.training.phases import phase_at
 from regaug.training.report import Report
 from tests.helpers.training import train_args

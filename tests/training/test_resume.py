@@ -14,8 +14,7 @@ from timm.utils import CheckpointSaver
 from torch import nn
 
 from regaug.errors import OptionError
-from regaug.training import checkpoints
-from regaug.training.checkpoints import find_newest, next_epoch
+from regaug.training.resume import find_newest
 from tests.helpers.training import (
     CLASSES,
     assert_equal,
@@ -25,16 +24,11 @@ from tests.helpers.training import (
     read_summary,
 )
 
-EXACT = ['--exact-resume', '--epochs', 3, '--workers', 2, '--model', 'test_efficientnet', '--drop', 0.2]
-CASES = {
-    'plain': ['--reprob', 0.5, '--aa', 'rand-m5-mstd0.5', '--opt', 'sgd'],
-    'gradaug': ['--gradaug', 2, '--drop-path', 0.2, '--gradaug-transforms', 'rotate', 'scale'],
-    'mixing': ['--mixup', 0.5, '--cutmix', 1.0, '--sched-on-updates'],
-    'moving average and accumulation': [
-        *('--model-ema', '--model-ema-decay', 0.9, '--model-ema-warmup'),
-        *('--grad-accum-steps', 3, '--opt', 'adamw', '--lr', 1e-3, '--warmup-epochs', 1),
-    ],
-}
+EXACT = [
+    *('--exact-resume', '--epochs', 3, '--workers', 2, '--model', 'test_efficientnet', '--drop', 0.2),
+    *('--model-ema', '--model-ema-decay', 0.9, '--model-ema-warmup', '--grad-accum-steps', 3, '--mixup', 0.5),
+    *('--opt', 'adamw', '--lr', 1e-3, '--warmup-epochs', 1, '--sched-on-updates'),
+]
 
 
 def copy_of(path, name):
@@ -51,16 +45,16 @@ def truncate(path):
 # Exact resume
 
 
-@pytest.mark.parametrize('case', CASES)
-def test_exactly_resumed_runs_equal_the_uninterrupted_one_bit_for_bit(case, train):
-    whole = train(*EXACT, *CASES[case], experiment='whole')
+def test_exactly_resumed_runs_equal_the_uninterrupted_one_bit_for_bit(train):
+    """With all that timm keeps beside the weights; what every method keeps is in `test_methods`."""
+    whole = train(*EXACT, experiment='whole')
     start = create_model('test_efficientnet', num_classes=CLASSES).state_dict()
     assert not torch.equal(
         read_checkpoint(whole / 'last.pth.tar')['state_dict']['conv_stem.weight'], start['conv_stem.weight']
     )
     for epoch in (0, 1):
         resume = ['--resume', whole / f'checkpoint-{epoch}.pth.tar']
-        resumed = train(*EXACT, *CASES[case], *resume, experiment=f'resumed-{epoch}')
+        resumed = train(*EXACT, *resume, experiment=f'resumed-{epoch}')
         assert [int(row['epoch']) for row in read_summary(resumed)] == list(range(epoch + 1, 3))
         assert_same_training(resumed, whole, from_epoch=epoch + 1)
 
@@ -90,20 +84,6 @@ def test_resume_auto_takes_the_newest_good_checkpoint_and_the_summary_has_each_e
     assert 'Skipped: --resume auto' in log.text
     assert_same_training(folder, reference)
     assert [row['epoch'] for row in read_summary(folder)] == ['0', '1', '2', '3']
-
-
-def test_resume_auto_prefers_the_checkpoint_with_the_fewest_epochs_left(train):
-    folder = train('--epochs', 3)
-    assert find_newest(folder, finished_only=False) == str(folder / 'last.pth.tar')
-    last = read_checkpoint(folder / 'last.pth.tar')
-    torch.save({**last, 'saver': {**last['saver'], 'interrupted': True}}, folder / 'recovery-2-1.pth.tar')
-    assert find_newest(folder, finished_only=False) == str(folder / 'last.pth.tar')
-    (folder / 'last.pth.tar').unlink()
-    (folder / 'checkpoint-2.pth.tar').unlink()
-    (folder / 'model_best.pth.tar').unlink()
-    assert find_newest(folder, finished_only=False) == str(folder / 'recovery-2-1.pth.tar')
-    assert find_newest(folder, finished_only=True) == str(folder / 'checkpoint-1.pth.tar')
-    assert find_newest(folder / 'nowhere', finished_only=False) is None
 
 
 def test_the_best_metric_is_not_forgotten(train, caplog):
@@ -149,44 +129,6 @@ def test_runs_go_on_from_checkpoints_that_timm_wrote(train, tmp_path):
     assert_same_training(resumed, ours, from_epoch=1)
 
 
-@pytest.mark.parametrize(
-    ('checkpoint', 'expected'),
-    [
-        ({'epoch': 3, 'version': 2}, (4, False)),
-        ({'epoch': 3}, (3, False)),  # old files count the next epoch
-        ({'epoch': 3, 'version': 2, 'saver': {'interrupted': True}}, (3, True)),
-        ({'state_dict': {}}, (None, False)),
-    ],
-)
-def test_the_next_epoch_after_a_checkpoint(checkpoint, expected):
-    assert next_epoch(checkpoint) == expected
-
-
-# What cannot be resumed
-
-
-def test_missing_truncated_and_foreign_checkpoints_are_named(train, tmp_path):
-    folder = train('--epochs', 1)
-    with pytest.raises(OptionError, match=rf'^--resume {folder}/none.tar: there is no such file'):
-        train('--resume', folder / 'none.tar')
-    half = copy_of(folder / 'last.pth.tar', 'half.tar')
-    truncate(half)
-    with pytest.raises(OptionError, match=rf'^--resume {half}: truncated'):
-        train('--resume', half)
-    with pytest.raises(OptionError, match=r'^--resume .*does not fit EfficientNet: \d+ missing \(.*\d+ unexpected'):
-        train('--resume', folder / 'last.pth.tar', '--model', 'test_efficientnet')
-    with pytest.raises(
-        OptionError, match=r'^--resume .*does not fit ResNet: 2 of another shape \(fc.weight \(4, 50\) for'
-    ):
-        wider = torch.nn.functional.pad
-        state = read_checkpoint(folder / 'last.pth.tar')
-        weights = {**state['state_dict'], 'fc.bias': wider(state['state_dict']['fc.bias'], (0, 1))}
-        weights['fc.weight'] = state['state_dict']['fc.weight'][:, :50]
-        torch.save({**state, 'state_dict': weights}, folder / 'other.tar')
-        train('--resume', folder / 'other.tar')
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['run']
-
-
 # A full disk
 
 
@@ -204,26 +146,15 @@ def failing_save(after, error):
     return fail
 
 
-@pytest.mark.parametrize(
-    'error',
-    [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-        RuntimeError('[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/7'),
-    ],
-)
-@pytest.mark.parametrize('options', [[], ['--recovery-interval', 1]])
-def test_a_full_disk_leaves_earlier_checkpoints_and_no_piece_of_a_file(options, error, train, monkeypatch, tmp_path):
-    good = 5 if options else 1  # the first epoch and its four recovery checkpoints
-    monkeypatch.setattr(torch, 'save', failing_save(good, error))
-    with pytest.raises(OptionError, match=rf'^--output {tmp_path}/run: .*epoch 1 .*earlier checkpoints are intact'):
-        train(*options)
-    names = {path.name for path in (tmp_path / 'run').iterdir()}
-    recoveries = {'recovery-0-2.pth.tar', 'recovery-0-3.pth.tar'} if options else set()
-    checkpoint_names = {'checkpoint-0.pth.tar', 'last.pth.tar', 'model_best.pth.tar'} | recoveries
-    assert names == checkpoint_names | {'args.yaml', 'summary.csv'}
-    for name in checkpoint_names:
-        assert read_checkpoint(tmp_path / 'run' / name)['epoch'] == 0
-    assert find_newest(tmp_path / 'run', finished_only=True) == str(tmp_path / 'run' / 'last.pth.tar')
+def test_a_full_disk_leaves_earlier_checkpoints_and_no_piece_of_a_file(train, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, 'save', failing_save(1, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    with pytest.raises(OptionError, match=rf'^--output {tmp_path}/run: .*epoch 1 .*No space left.* are intact'):
+        train('--epochs', 3)
+    folder = tmp_path / 'run'
+    checkpoints = {'checkpoint-0.pth.tar', 'last.pth.tar', 'model_best.pth.tar'}
+    assert {path.name for path in folder.iterdir()} == {*checkpoints, 'args.yaml', 'summary.csv'}
+    assert {read_checkpoint(folder / name)['epoch'] for name in checkpoints} == {0}
+    assert find_newest(folder, finished_only=True) == str(folder / 'last.pth.tar')
 
 
 def test_a_run_killed_while_it_writes_leaves_complete_files(train, monkeypatch, tmp_path):
@@ -236,15 +167,4 @@ def test_a_run_killed_while_it_writes_leaves_complete_files(train, monkeypatch, 
         assert read_checkpoint(folder / name)['epoch'] == 0
     train('--resume', 'auto')
     assert [row['epoch'] for row in read_summary(folder)] == ['0', '1']
-    assert not list(folder.glob('*tmp*'))
-
-
-def test_hard_links_are_not_needed(train, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError(errno.EPERM, 'Operation not permitted')
-
-    monkeypatch.setattr(checkpoints.os, 'link', refuse)
-    folder = train()
-    assert {read_checkpoint(path)['epoch'] for path in folder.glob('checkpoint-*')} == {0, 1}
-    assert read_checkpoint(folder / 'last.pth.tar')['epoch'] == 1
     assert not list(folder.glob('*tmp*'))

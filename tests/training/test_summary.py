@@ -1,7 +1,6 @@
 """summary.csv: timm's columns first, the same columns in every row, whole at any moment."""
 
 import csv
-import errno
 import os
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import pytest
 from timm.utils.summary import update_summary
 
 from regaug.errors import OptionError
-from regaug.files import write_whole
 from regaug.training.summary import Summary, epoch_row
+from tests.helpers.checkpoints import no_space
 from tests.helpers.training import read_summary
 
 TRAIN = {'loss': 1.5}
@@ -122,37 +121,6 @@ def test_an_empty_file_left_by_a_full_disk_is_no_obstacle(tmp_path):
 # --- whole files --------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_earlier_table_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / 'summary.csv'
-    summary = Summary(path, 0)
-    summary.add(epoch_row(0, TRAIN, EVAL, 0.1, 'main'))
-    before = path.read_text()
-
-    def write_half(writer, rows):
-        writer.writerow(rows[0])
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
-    monkeypatch.setattr(csv.DictWriter, 'writerows', write_half)
-    with pytest.raises((OSError, ValueError)):
-        summary.add(epoch_row(1, TRAIN, EVAL, 0.1, 'main'))
-    assert path.read_text() == before
-
-
-def test_the_table_appears_by_renaming_a_complete_one(tmp_path, monkeypatch):
-    path = tmp_path / 'summary.csv'
-    contents = []
-
-    def watch(src, dst):
-        contents.append((Path(src).read_text(), Path(dst).read_text() if Path(dst).exists() else ''))
-        os.rename(src, dst)
-
-    monkeypatch.setattr(os, 'replace', watch)
-    write_epochs(path, range(3))
-    assert [new.count('\n') for new, _ in contents] == [2, 3, 4]
-    assert [old for _, old in contents] == ['', contents[0][0], contents[1][0]]
-    assert [file.name for file in tmp_path.iterdir()] == ['summary.csv']
-
-
 def test_an_existing_table_is_never_written_into_not_even_to_drop_rows(tmp_path):
     path, other_name = tmp_path / 'summary.csv', tmp_path / 'same file'
     write_epochs(path, range(3))
@@ -163,18 +131,22 @@ def test_an_existing_table_is_never_written_into_not_even_to_drop_rows(tmp_path)
     assert [row[0] for row in read(path)] == ['epoch', '0', '1']
 
 
-def test_small_files_are_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / 'args.yaml'
-    write_whole(path, 'lr: 1\n')
+@pytest.mark.parametrize('moment', ['writing', 'renaming'])
+def test_a_full_disk_leaves_the_earlier_table_as_it_was(tmp_path, monkeypatch, moment):
+    path = tmp_path / 'summary.csv'
+    write_epochs(path, range(2))
+    before, write_text = path.read_text(), Path.write_text
 
-    def no_space(src, dst):
-        raise OSError(errno.ENOSPC, 'No space left on device')
+    def write_half(path, text):
+        write_text(path, text[: len(text) // 2])
+        no_space()
 
-    monkeypatch.setattr(os, 'replace', no_space)
-    with pytest.raises(OptionError, match=r'--output .*args\.yaml cannot be written .*No space left'):
-        write_whole(path, 'lr: 2\n')
-    assert [file.name for file in tmp_path.iterdir()] == ['args.yaml']
-    assert path.read_text() == 'lr: 1\n'
+    patch = (Path, 'write_text', write_half) if moment == 'writing' else (os, 'replace', no_space)
+    monkeypatch.setattr(*patch)
+    with pytest.raises(OptionError, match=r'--output .*summary\.csv cannot be written .*No space left'):
+        write_epochs(path, range(2, 3), 2)
+    assert path.read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ['summary.csv']
 
 
 # --- of a real run ------------------------------------------------------------------------------------------------
@@ -185,12 +157,3 @@ def test_a_run_writes_one_row_for_each_evaluated_epoch(train):
     rows = read_summary(folder)
     assert [int(row['epoch']) for row in rows] == [1, 3, 4]
     assert list(rows[0]) == [*TIMM_COLUMNS, 'phase']
-
-
-def test_gradaug_that_starts_late_has_its_columns_from_the_first_row_on(train):
-    folder = train('--epochs', 3, '--gradaug', 1, '--gradaug-min-width', 0.5, '--gradaug-start-epoch', 1)
-    rows = read_summary(folder)
-    assert list(rows[0])[:7] == [*TIMM_COLUMNS, 'phase']
-    assert 'train_sub1_loss' in rows[0]
-    assert [bool(row['train_sub1_loss']) for row in rows] == [False, True, True]
-    assert len({len(line.split(',')) for line in (folder / 'summary.csv').read_text().splitlines()}) == 1

@@ -1,0 +1,70 @@
+"""Pictures of the benchmarks, by matplotlib (benchmarks/requirements.txt)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+from matplotlib import pyplot as plt
+
+from benchmarks.intervals import mean_interval
+
+_DPI = 110
+
+
+def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
+    """Draws accuracy against cost with 95 % intervals of the means, and mean learning curves.
+
+    Args:
+        rows: Rows of the table (`accuracy.report.Row`).
+        path: PNG file to write.
+        title: Of the picture.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout='constrained')
+    for index, row in enumerate(rows):
+        style = dict(color=f'C{index % 10}', label=row.name)
+        marker = 'os^Dv'[index // 10 % 5]
+        interval = mean_interval(list(row.finals.values()))
+        half = 0.0 if len(row.finals) < 2 else interval.high - interval.mean
+        if row.cost is not None:
+            left.errorbar(row.cost, interval.mean, yerr=half, marker=marker, capsize=3, **style)
+            left.annotate(row.name, (row.cost, interval.mean), xytext=(5, 4), textcoords='offset points', fontsize=7)
+        right.plot(*zip(*row.curve), marker=marker, markersize=3, **style)
+    left.set(xlabel='cost of training relative to the base', ylabel='top-1, % (mean, 95 % interval)')
+    right.set(xlabel='epoch', ylabel='top-1, % (mean)')
+    right.legend(fontsize=7)
+    figure.suptitle(title)
+    return finish(figure, path)
+
+
+def plot_curves(curves: dict[str, Sequence[dict]], metric: str, path: Path) -> Path:
+    """Draws a metric and the training loss of several runs over their epochs.
+
+    Args:
+        curves: Rows of `read_curve` by the run's name.
+        metric: Column for the left half.
+        path: PNG file to write.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout='constrained')
+    for axis, column in zip(axes, (metric, 'train_loss'), strict=True):
+        for name, curve in curves.items():
+            points = [(row['epoch'] + 1, row[column]) for row in curve if column in row]
+            if points:
+                axis.plot(*zip(*points), marker='.', label=name)
+        axis.set(xlabel='epoch', ylabel=column)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    return finish(figure, path)
+
+
+def finish(figure, path: Path) -> Path:
+    """Writes a figure whole and closes it."""
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+    temporary = path.with_name(f'{path.name}.tmp')
+    figure.savefig(temporary, format='png', dpi=_DPI)
+    temporary.replace(path)
+    plt.close(figure)
+    return path

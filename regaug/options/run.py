@@ -1,0 +1,42 @@
+"""Options of regaug that belong to no method."""
+
+from argparse import Namespace
+
+from regaug.options.parser import Group, Option, flag, refuse_with, require, spell
+from regaug.options.timm_data_checks import refuse_stream
+
+TRAIN = Group(
+    'regaug parameters',
+    Option('--pad-crop', int, 0, 'pad by so many pixels and crop at random, for the resized crop; 0: off', low=0),
+    Option('--pad-mode', str, 'reflect', 'filling of the padding', choices=('reflect', 'constant'), needs='--pad-crop'),
+    Option('--labels-per-class', int, None, 'train on this many images of each class (default: on all)', low=1),
+    Option('--label-split', int, 0, 'which of the reproducible subsets --labels-per-class takes', low=0),
+    Option('--updates-per-epoch', int, None, 'updates in an epoch; the images are repeated (default: one pass)', low=1),
+    flag('--freeze-bn', 'keep statistics and parameters of batch-norm as they are, for fine-tuning'),
+    Option('--cutout-size', int, 16, "side in pixels of Cutout's square", low=1, needs='--maxup --uada'),
+    flag('--exact-resume', 'a stopped and resumed run gives the numbers of an uninterrupted one, to the bit on a CPU'),
+    flag('--overwrite', 'start afresh in the folder of an old run, whose files are removed first', once=True),
+    flag('--dry-run', 'build all, run two updates and an evaluation batch, say what a run takes, write nothing'),
+    Option('--max-bad-updates', int, 10, 'stop after so many updates in a row that are not finite; 0: never', low=0),
+)
+
+
+def check(args: Namespace):
+    """Refuse what these options cannot be combined with."""
+    others = ['--no-aug', '--train-crop-mode', '--train-img-sizes', '--naflex-loader']
+    refuse_with(args, '--pad-crop', others, 'it decides the crop itself, at one training size')
+    afresh = not args.overwrite or args.resume != 'auto'
+    require(args, '--overwrite', afresh, 'does not go with --resume auto (it removes what that goes on from)')
+    refuse_stream(args, '--labels-per-class', 'a subset is made of indices, which a stream has not')
+    single = not args.labels_per_class or args.task != 'multilabel'
+    require(args, '--labels-per-class', single, 'does not go with --task multilabel (images have no one class)')
+    chooses = args.labels_per_class or not args.label_split
+    require(args, '--label-split', chooses, 'chooses among the subsets of --labels-per-class, which is not given')
+    refuse_stream(args, '--updates-per-epoch', 'a stream is not repeated by index')
+    others = ['--train-img-sizes', '--aug-repeats', '--use-multi-epochs-loader', '--naflex-loader']
+    refuse_with(args, '--updates-per-epoch', others, 'it brings an order of the images of its own')
+    refuse_with(args, '--torchscript', ['--freeze-bn'], 'a scripted model cannot be changed')
+    refuse_stream(args, '--exact-resume', 'the place in a stream is not stored')
+    refuse_with(args, '--exact-resume', ['--use-multi-epochs-loader'], 'its workers live on from epoch to epoch')
+    stored = args.sched != 'plateau' or not args.exact_resume
+    require(args, '--exact-resume', stored, f'does not go with {spell(args, "--sched")} (its state is not stored)')

@@ -1,0 +1,92 @@
+"""Exported networks: loaded by a process without this package, they give the network's logits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from regaug.slimmable import SlimmablePlan
+from tests.helpers.validate import NUM_CLASSES, PER_CLASS, PIXELS, prepare_images
+from tests.validation.test_widths import subnetwork
+
+pytest_plugins = ['tests.helpers.validate_fixtures']
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's folder reader closes none
+    pytest.mark.filterwarnings('ignore::FutureWarning'),  # torch.export warns of itself
+    pytest.mark.filterwarnings('ignore::DeprecationWarning'),
+]
+ALL = ['-b', NUM_CLASSES * PER_CLASS]  # all images in one batch
+
+LOAD = """
+import sys
+import torch
+program = torch.export.load(sys.argv[1]).module()
+images = torch.load(sys.argv[2], weights_only=True)
+torch.save([program(images[:size]) for size in (1, 7, len(images))], sys.argv[3])
+assert not [name for name in sys.modules if name.startswith(('regaug', 'timm'))]
+"""
+
+
+@pytest.fixture(scope='module')
+def load_elsewhere(tmp_path_factory):
+    """Runs an exported network in a fresh process, in a folder without this package."""
+
+    def load_elsewhere(path, images):
+        folder = tmp_path_factory.mktemp('elsewhere')
+        torch.save(images, folder / 'images.pt')
+        command = [sys.executable, '-W', 'ignore', '-c', LOAD, str(path), folder / 'images.pt', folder / 'out.pt']
+        subprocess.run(command, cwd=folder, check=True)
+        return torch.load(folder / 'out.pt', weights_only=True)
+
+    return load_elsewhere
+
+
+def test_every_width_runs_elsewhere_and_gives_the_calibrated_networks_logits(
+    run, model, images, folder, checkpoint, tmp_path, load_elsewhere
+):
+    out = tmp_path / 'out'
+    plain = run('--checkpoint', checkpoint, *ALL, '--width', 1.0, 0.5)
+    rows = run('--checkpoint', checkpoint, *ALL, '--width', 1.0, 0.5, '--export', out)
+    assert [{name: row[name] for name in plain[0]} for row in rows] == plain
+    half = subnetwork(model, 0.5, prepare_images(folder, 'train')[0])
+    for name, network, row in (('w1', model, rows[0]), ('w0.5', half, rows[1])):
+        found = load_elsewhere(out / f'test_resnet-model-{name}.pt2', images[0])
+        for output, size in zip(found, (1, 7, len(images[0])), strict=True):
+            with torch.no_grad():
+                assert torch.allclose(output, network(images[0][:size]), atol=1e-4)
+        facts = json.loads((out / f'test_resnet-model-{name}.json').read_text())
+        assert facts['width'] == row['width']
+        assert facts['accuracy'] == pytest.approx({key: row[key] for key in ('top1', 'top5')}, abs=1e-4)
+        assert facts['parameters'] == sum(parameter.numel() for parameter in network.parameters())
+        assert (facts['num_classes'], facts['input_size']) == (NUM_CLASSES, [3, PIXELS, PIXELS])
+        assert facts['classes']['3'] == 'class3'
+        assert facts['mean'] == facts['std'] == [0.5, 0.5, 0.5]
+        assert facts['largest_difference'] < 1e-4
+    assert rows[1]['export_mb'] < 0.6 * rows[1]['export_full_mb']
+    assert rows[0]['export_mb'] == pytest.approx(rows[0]['export_full_mb'], rel=0.02)
+    assert all(row['export_ms'] > 0 and row['export_full_ms'] > 0 for row in rows)
+    assert sorted(path.name for path in out.glob('*tmp*')) == []
+    SlimmablePlan(model, (3, PIXELS, PIXELS))  # the model is as it was
+
+
+def test_onnx_gives_the_same_logits(run, model, images, checkpoint, tmp_path):
+    runtime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    run('--checkpoint', checkpoint, '--export', tmp_path)
+    session = runtime.InferenceSession(tmp_path / 'test_resnet-model.onnx')
+    for size in (1, 5):
+        (output,) = session.run(None, {'input': images[0][:size].numpy()})
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(output), model(images[0][:size]), atol=1e-3)
+
+
+def test_what_cannot_be_exported_is_refused_first(refusal, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr('validate.evaluate', lambda *_: pytest.fail('an evaluation was spent'))
+    monkeypatch.setattr('torch.export.export', lambda *_, **__: (_ for _ in ()).throw(RuntimeError('data-dependent')))
+    complaint = refusal('--checkpoint', checkpoint, '--export', tmp_path / 'out')
+    assert 'data-dependent' in complaint
+    (tmp_path / 'file').write_text('')
+    assert f'--export {tmp_path / "file"}' in refusal('--checkpoint', checkpoint, '--export', tmp_path / 'file')
+    assert not (tmp_path / 'out').exists()
