@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
+from regaug.data.channels import fit_channels, input_channels
 from regaug.data.datasets import check_classes, check_data, class_index, create_datasets
 from regaug.data.loaders import TrainLoader, create_eval_loader
 from regaug.data.workers import leave_signals_to_main
@@ -101,7 +102,8 @@ class Run:
     def build_model(self):
         args = self.args
         model = build_model(args)
-        self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        self.data_config = fit_channels(data_config, input_channels(args))
         check_input_size(model, args, self.data_config['input_size'])
         self.methods = create_methods(args, model, self.data_config)
         if args.naflex_loader:
