@@ -7,6 +7,7 @@ from regaug.options.parser import Group, Option, flag
 _MIXING = '--mixup --cutmix --cutmix-minmax'
 _BINARY = '--bce-loss --task=multilabel'
 _METRIC = 'ranks checkpoints: top1, top5, loss; multilabel: map (unless given), micro_f1, macro_f1, sample_f1, loss'
+_SOFT = f'--smoothing {_MIXING} --manifold-mixup --task=multilabel'  # timm takes cross-entropy of plain labels
 _YES = 'probability from which on a label counts as a yes in F1'
 _MOVING = '--train-size-schedule=progressive'
 _SCALES = ('none', 'sqrt', 'linear')
@@ -154,7 +155,7 @@ AUGMENTATION = Group(
     Option('--aug-repeats', float, 0, 'copies of each image in a distributed epoch', low=0),
     Option('--aug-splits', int, 0, 'views of each image in a batch, the first one clean (0, or 2 and more)', low=0),
     flag('--jsd-loss', 'Jensen-Shannon consistency between the views of --aug-splits, beside cross-entropy'),
-    flag('--bce-loss', 'binary cross-entropy per class'),
+    flag('--bce-loss', 'binary cross-entropy per class', needs=_SOFT),
     flag('--bce-sum', 'sum binary cross-entropy over the classes instead of averaging', needs=_BINARY),
     Option('--bce-target-thresh', float, None, 'soft targets above this count as 1, others as 0', needs=_BINARY),
     Option('--bce-pos-weight', float, None, 'weight of positive classes', low=0, needs=_BINARY),
