@@ -78,7 +78,7 @@ def build_model(args):
     return model
 
 
-def place_model(model, args, *, device, model_dtype):
+def prepare_model(model, args, *, device, model_dtype):
     """Convert batch-norm, move, lay out and script the model as the options say, in timm's order.
 
     Synchronised batch-norm needs no distribution of its statistics: `args.dist_bn` is then emptied.

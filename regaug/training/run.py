@@ -25,7 +25,7 @@ from regaug.training.criterion import create_criterion
 from regaug.training.engine import Engine, updates_per_epoch
 from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock
 from regaug.training.interrupt import StopRequest
-from regaug.training.model import build_model, check_input_size, place_model, resolve_learning_rate
+from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.pictures import Pictures
 from regaug.training.report import Report
@@ -108,7 +108,7 @@ class Run:
         self.methods = create_methods(args, model, self.data_config)
         if args.naflex_loader:
             self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
-        self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
+        self.model = prepare_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
         if self.primary:
             count = sum(parameter.numel() for parameter in model.parameters())
             _logger.info(f'Model {safe_model_name(args.model)}: {count:,} parameters, {args.num_classes} classes.')
