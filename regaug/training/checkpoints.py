@@ -28,12 +28,11 @@ class Saver(CheckpointSaver):
         """Save an epoch, unless the weights are not finite.
 
         Returns:
-            True if it was saved.
+            What timm's saver gives, (best metric, its epoch); None if it was not saved.
         """
         if not self._check_finite(f'epoch {epoch}'):
-            return False
-        super().save_checkpoint(epoch, metric)
-        return True
+            return None
+        return super().save_checkpoint(epoch, metric)
 
     def save_recovery(self, epoch, batch_idx=0):
         """Save the middle of an epoch, unless the weights are not finite.
