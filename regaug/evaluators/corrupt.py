@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None):
     Raises:
         OptionError: An option that cannot be used, no images, or the package is missing.
     """
-    parser = Parser(prog='python -m regaug.evaluators.corruptions', description='Make corrupted images.')
+    parser = Parser((), prog='python -m regaug.evaluators.corruptions', description='Make corrupted images.')
     parser.add_argument('source', metavar='SRC', type=Path, help='folder of images, one sub-folder per class')
     parser.add_argument('destination', metavar='DST', type=Path, help='folder to make <type>/<severity>/<class>/ in')
     parser.add_argument(
