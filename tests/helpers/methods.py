@@ -84,6 +84,8 @@ def uada_columns(*groups):
 
 GRADAUG = {'gradaug': 2, 'gradaug_min_width': 0.5, 'gradaug_transforms': ['rotate', 'scale']}
 GRADAUG_CONSOLE = tuple(rf'  sub {name}: \S+ \S+  ' for name in ('loss', 'agreement', 'width', 'size'))
+SEMI_COLUMNS = [*(f'ulb1_{name}' for name in ('loss', 'agreement', 'confidence', 'kept', 'accuracy'))]
+SEMI_COLUMNS += ['ulb2_loss', 'ulb2_agreement']
 MAXUP = {'maxup': 3, 'maxup_aug': 'cutmix+gauss', 'gauss_sigma': 0.1, 'maxup_warmup_epochs': 1}
 MAXUP_CONSOLE = ('  maxup_passes: 3  ', r'  maxup_chosen_loss: \S+  ', r'  maxup_share: \S+ \S+ \S+  ')
 UADA = {'uada': True, 'uada_groups': ['crop', 'flip', 'policy', 'cutout'], 'cutout_size': 8}
@@ -112,6 +114,14 @@ METHODS = {
         ('--mixup', 0.5, '--cutmix', 1.0),
         {'gradaug': subnet_columns(1)},
         (r'  sub loss: \S+  sub agreement: \S+',),
+    ),
+    'semi-supervised gradaug': Row(
+        {**GRADAUG, 'unlabeled_split': 'train', 'p_cutoff': 0.1, 'ulb_warmup_updates': 2},
+        {'gradaug': 0, 'unlabeled_split': None},
+        ('--workers', 0),  # the ranks of a test may have no workers of their own
+        {'gradaug': subnet_columns(2), 'semi': SEMI_COLUMNS},
+        (*GRADAUG_CONSOLE, r'  (?i:ulb) loss: \S+ \S+  ', r'  (?i:ulb) confidence: \S+'),
+        'GradAug-semi: .* unlabelled images',
     ),
     'maxup': Row(MAXUP, {'maxup': 0}, ('--cutmix', 1.0), {'maxup': maxup_columns(3)}, MAXUP_CONSOLE),
     'maxup of views': Row(
