@@ -109,6 +109,12 @@ def lock(folder, experiment: str) -> int | None:
     return descriptor
 
 
+def unlock(folder, descriptor: int):
+    """Let go of a folder at the end of a run; one that is killed leaves the file, which keeps nobody away."""
+    (Path(folder) / _LOCK).unlink(missing_ok=True)
+    os.close(descriptor)
+
+
 def clear(folder, *, start_epoch: int = 0, keep=None):
     """Remove the files of an earlier run (`--overwrite`), from an epoch on.
 

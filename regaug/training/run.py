@@ -23,7 +23,7 @@ from regaug.options import args_as_yaml
 from regaug.training.checkpoints import Saver
 from regaug.training.criterion import create_criterion
 from regaug.training.engine import Engine, updates_per_epoch
-from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock
+from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock, unlock
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
@@ -83,7 +83,7 @@ class Run:
         for method in self.methods:
             method.close()
         if self.lock is not None:
-            os.close(self.lock)
+            unlock(self.folder, self.lock)
             self.lock = None
 
     def prepare(self):

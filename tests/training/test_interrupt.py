@@ -164,8 +164,8 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started
 def test_a_finished_epoch_is_not_repeated_after_a_signal(whole, train, monkeypatch, caplog):
     on_epoch = Report.on_epoch
 
-    def with_signal(self, row):
-        on_epoch(self, row)
+    def with_signal(self, row, **kwargs):
+        on_epoch(self, row, **kwargs)
         os.kill(os.getpid(), signal.SIGTERM)
 
     log = follow_log(caplog)
