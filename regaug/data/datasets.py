@@ -3,12 +3,12 @@
 import logging
 import os
 
-from PIL import ImageMode
 from timm.data import create_dataset as create_timm_dataset
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import IterableDataset
 from torchvision.datasets import STL10
 
+from regaug.data.channels import image_mode, input_channels
 from regaug.data.digits import create_digits
 from regaug.data.folders import check_tree
 from regaug.data.probe import check_samples
@@ -144,24 +144,6 @@ class LabelVector(MultiLabelTarget):
             raise DataError(f'--task multilabel --num-classes {self.num_classes}: {error}') from error
 
 
-def image_mode(given, channels):
-    """Mode of PIL in which images are read.
-
-    Args:
-        given: `--input-img-mode`, or None.
-        channels: input channels of the model.
-
-    Raises:
-        OptionError: when images of that mode have another number of channels.
-    """
-    mode = given or ('RGB' if channels == 3 else 'L')
-    found = len(ImageMode.getmode(mode).bands)
-    if found != channels:
-        option = f'--input-img-mode {given}' if given else f'--in-chans {channels} without --input-img-mode'
-        raise OptionError(f'{option}: images in mode {mode} have {found} channels, the model takes {channels}.')
-    return mode
-
-
 def check_data(args):
     """What the options and the folders' names tell of the data, before a model is built.
 
@@ -171,8 +153,7 @@ def check_data(args):
     """
     check_splits(args)
     if not args.dataset.lower().startswith('torch/'):  # torchvision's images stay as they are
-        size = args.input_size or (3,)
-        image_mode(args.input_img_mode, args.in_chans if args.in_chans is not None else size[0])
+        image_mode(args.input_img_mode, input_channels(args))
 
 
 def dataset_kwargs(args, data_config):

@@ -70,7 +70,9 @@ def create_train_loader(phase, dataset, data_config, *, device, img_dtype, num_c
     options = phase.options
     collate_fn, mixup_fn = create_mixup(phase, num_classes)
     if not phase.normalises:  # whoever does, casts too
-        img_dtype, data_config = torch.float32, {**data_config, 'mean': (0.0,), 'std': (1.0,)}
+        channels = data_config['input_size'][0]
+        img_dtype = torch.float32
+        data_config = {**data_config, 'mean': (0.0,) * channels, 'std': (1.0,) * channels}
     train_interpolation = options.train_interpolation or data_config['interpolation']
     common = dict(
         batch_size=options.batch_size,

@@ -28,6 +28,7 @@ from torch import nn
 
 Metrics = dict[str, torch.Tensor | float]
 Term = tuple[str, Callable[..., dict[str, Any]]]
+Pictures = list[tuple[str, torch.Tensor, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Method:
         """
         return terms
 
-    def pictures(self) -> list[tuple[str, torch.Tensor, list[str]]]:
+    def pictures(self) -> Pictures:
         """What the method did to the last micro-batch for which `keep_pictures` was set.
 
         Returns:

@@ -250,7 +250,8 @@ def create(args, model, data_config):
     if max(sizes) > largest:
         raise OptionError(f'--gradaug-sizes {max(sizes)}: above the training size, {largest} pixels.')
     if {'scale', 'crop'} & set(args.gradaug_transforms):
-        check_sizes(model, input_size, sizes)
+        single = args.batch_size == 1 and not (args.freeze_bn or args.sync_bn)
+        check_sizes(model, input_size, sizes, single=single)
     make_subnet, share_of_flops, report = plan_subnetworks(args, model, input_size)
     backend = args.torchcompile or 'inductor'
     gradaug = GradAug(

@@ -19,7 +19,7 @@ from torch import nn
 from regaug.errors import OptionError
 from regaug.methods.depth import DepthTwin, take_drop_path
 from regaug.slimmable import SlimmablePlan, Twin
-from regaug.slimmable.shapes import shape_error
+from regaug.slimmable.shapes import shape_error, single_values
 
 # Shares of the training size, as 224, 192, 160, 128 on ImageNet (section 4.1).
 SIZE_SHARES = (1, 6 / 7, 5 / 7, 4 / 7)
@@ -179,15 +179,21 @@ class SubnetSwitch(nn.Module):
         return self.subnet(input) if use_subnet else self.module(input)
 
 
-def check_sizes(model, input_size, sizes):
+def check_sizes(model, input_size, sizes, *, single=False):
     """Run the model's shapes at each size.
 
+    Args:
+        single: it trains on one image at a time.
+
     Raises:
-        OptionError: naming the first size that the model cannot take.
+        OptionError: naming the first size that the model cannot take, or at which batch-norm has nothing to average.
     """
     channels, height, width = input_size
     for size in sizes:
-        reason = shape_error(model, (channels, size, round(size * width / height)))
+        shape = (channels, size, round(size * width / height))
+        reason = shape_error(model, shape)
+        if single and single_values(model, shape):
+            raise OptionError(f'--batch-size 1: batch-norm would see one value per channel at --gradaug-sizes {size}.')
         if reason is not None:
             hint = ''
             if hasattr(getattr(model, 'patch_embed', None), 'strict_img_size'):
@@ -208,7 +214,8 @@ def plan_subnetworks(args, model, input_size):
         rates = take_drop_path(model)
         if not rates:
             raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
-        return functools.partial(DepthTwin, rates=rates), lambda width: 1.0, f'drop path in {len(rates)} blocks'
+        make_subnet = functools.partial(DepthTwin, rates=rates, mode=args.gradaug_depth_mode)
+        return make_subnet, lambda width: 1.0, f'drop path in {len(rates)} blocks'
     try:
         plan = SlimmablePlan(model, input_size)
     except ValueError as error:

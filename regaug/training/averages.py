@@ -11,7 +11,7 @@ FULL = 'full'  # the first term: the full network
 
 
 def flat_name(term, key):
-    """Name of a figure in the summary and in W&B: the first term's figures stand alone."""
+    """Name of a metric in the summary and in W&B: the first term's metrics stand alone."""
     return key if term == FULL else f'{term}_{key}'
 
 

@@ -9,8 +9,9 @@ from timm.utils import set_jit_fuser
 from torch import nn
 
 from regaug import methods
+from regaug.data.channels import input_channels
 from regaug.errors import OptionError
-from regaug.slimmable.shapes import shape_error
+from regaug.slimmable.shapes import shape_error, single_values
 from regaug.slimmable.structure import batch_norms
 from regaug.training.weights import forget_weights, load_initial, pretrained_overlay
 
@@ -27,9 +28,8 @@ def build_model(args):
         set_jit_fuser(args.fuser)
     if args.fast_norm:
         set_fast_norm()
-    in_chans = args.in_chans if args.in_chans is not None else (args.input_size[0] if args.input_size else 3)
     factory_kwargs = dict(
-        in_chans=in_chans,
+        in_chans=input_channels(args),
         num_classes=args.num_classes,
         drop_rate=args.drop,
         drop_path_rate=args.drop_path,
@@ -78,7 +78,7 @@ def build_model(args):
     return model
 
 
-def place_model(model, args, *, device, model_dtype):
+def prepare_model(model, args, *, device, model_dtype):
     """Convert batch-norm, move, lay out and script the model as the options say, in timm's order.
 
     Synchronised batch-norm needs no distribution of its statistics: `args.dist_bn` is then emptied.
@@ -162,3 +162,15 @@ def check_input_size(model, args, input_size):
         reason = shape_error(model, (channels, *size))
         if reason is not None:
             raise OptionError(f'{option} {size[0]}x{size[1]}: --model {args.model} cannot take such images ({reason}).')
+        if trains_on_single_images(args) and single_values(model, (channels, *size)):
+            raise OptionError(
+                f'--batch-size 1: batch-norm of --model {args.model} would see one value per channel '
+                f'in images of {size[0]}x{size[1]}; take 2 or more, or --freeze-bn.'
+            )
+
+
+def trains_on_single_images(args):
+    """True if batch-norm takes its statistics from one image at a time."""
+    smallest = min(args.train_batch_sizes or [args.batch_size])
+    others = args.freeze_bn or (args.distributed and args.sync_bn) or (args.aug_splits > 1 and not args.split_bn)
+    return smallest == 1 and not others

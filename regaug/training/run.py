@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
+from regaug.data.channels import fit_channels, input_channels
 from regaug.data.datasets import check_classes, check_data, class_index, create_datasets
 from regaug.data.loaders import TrainLoader, create_eval_loader
 from regaug.data.workers import leave_signals_to_main
@@ -24,7 +25,7 @@ from regaug.training.criterion import create_criterion
 from regaug.training.engine import Engine, updates_per_epoch
 from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock
 from regaug.training.interrupt import StopRequest
-from regaug.training.model import build_model, check_input_size, place_model, resolve_learning_rate
+from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.pictures import Pictures
 from regaug.training.report import Report
@@ -101,12 +102,13 @@ class Run:
     def build_model(self):
         args = self.args
         model = build_model(args)
-        self.data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
+        self.data_config = fit_channels(data_config, input_channels(args))
         check_input_size(model, args, self.data_config['input_size'])
         self.methods = create_methods(args, model, self.data_config)
         if args.naflex_loader:
             self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
-        self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
+        self.model = prepare_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
         if self.primary:
             count = sum(parameter.numel() for parameter in model.parameters())
             _logger.info(f'Model {safe_model_name(args.model)}: {count:,} parameters, {args.num_classes} classes.')

@@ -13,8 +13,9 @@ from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from regaug.data.channels import image_mode
 from regaug.data.counted import Counted
-from regaug.data.datasets import class_index, create_dataset, image_mode, target_kwargs
+from regaug.data.datasets import class_index, create_dataset, target_kwargs
 from regaug.data.probe import check_samples
 from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision

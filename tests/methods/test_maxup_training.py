@@ -271,6 +271,12 @@ def test_mixup_off_epoch_ends_mixing_and_leaves_other_copies(options, copies):
                 assert lam.min() < 0.5
 
 
+def test_pictures_show_the_copies_of_every_phase_that_has_several(train):
+    options = ('--maxup', 3, '--maxup-warmup-epochs', 1, '--epochs', 2, '--refine-epochs', 1, '--save-images')
+    names = {path.name for path in (train(*options) / 'pictures').iterdir()}
+    assert names == {'warmup-batch.png', 'main-batch.png', 'main-maxup.png', 'refine-batch.png'}
+
+
 # --- exact resume -------------------------------------------------------------------------------------------------
 
 EXACT = ('--exact-resume', '--model', 'test_efficientnet', '--drop', 0.2, '--epochs', 3)

@@ -193,6 +193,12 @@ def test_wandb_has_the_metrics_of_every_log_interval_and_epoch(train, monkeypatc
     assert any(key.startswith('batch/main') for key in pictures)
 
 
+def test_pictures_of_a_phase_show_what_uada_did(train):
+    folder = train(*UADA_ALL, '--save-images', '--refine-epochs', 1)
+    names = {path.name for path in (folder / 'pictures').iterdir()}
+    assert names == {'main-batch.png', 'main-uada.png', 'refine-batch.png'}
+
+
 # --- phases -------------------------------------------------------------------------------------------------------
 
 
