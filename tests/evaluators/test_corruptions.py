@@ -237,6 +237,8 @@ def test_maker_without_package_or_images_says_so(source, tmp_path, monkeypatch):
     for folder in (tmp_path / 'missing', tmp_path):
         with pytest.raises(OptionError, match=str(folder)):
             corrupt.main([str(folder), str(tmp_path / 'out')])
+    with pytest.raises(OptionError, match='--workers 0'):
+        corrupt.main([str(source), str(tmp_path / 'out'), '-j', '0'])
     assert not (tmp_path / 'out').exists()
 
 
