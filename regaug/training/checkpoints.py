@@ -96,6 +96,11 @@ class Saver(CheckpointSaver):
             self._duplicate(path, saved)
         self._track_checkpoint(saved, epoch, metric, update_best_file=False)
 
+    def restart_ranking(self):
+        """Rank anew from the next checkpoint on; the earlier files stay until better ones take their places."""
+        self.checkpoint_files = [(path, None) for path, _ in self.checkpoint_files]
+        self.best_metric = self.best_epoch = None
+
     def _check_finite(self, what: str) -> bool:
         """Whether all weights are finite, with a warning if not."""
         states = {'state_dict': self.model.state_dict()}

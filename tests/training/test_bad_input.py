@@ -25,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')
 def workplace(image_folder, tmp_path, monkeypatch):
     """A current folder with data sets and files that are wrong in different ways."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'hollow' / 'train' / 'cat').mkdir(parents=True)
+    for split in ('train', 'val'):
+        (tmp_path / 'hollow' / split / 'cat').mkdir(parents=True)
     shutil.copytree(image_folder, tmp_path / 'no_val_images')
     for path in (tmp_path / 'no_val_images' / 'val').glob('*/*'):
         path.unlink()
