@@ -197,7 +197,7 @@ def count_evaluations(args, first_epoch, num_epochs):
 
 
 def label(name: str) -> str:
-    """A metric's name as the console shows it: `maxup_passes` is "Maxup passes"."""
+    """A metric's name as the console shows it: `eval_top1` is "Eval top1"."""
     return name[:1].upper() + name[1:].replace('_', ' ')
 
 
