@@ -125,7 +125,9 @@ class Attack:
             yield 'top1', metrics['top1']
             yield 'top5', metrics['top5']
 
-    def _pgd(self, logits, input, target, eps, unit, bounds, indices) -> torch.Tensor:
+    def _pgd(
+        self, logits: Any, input: torch.Tensor, target: torch.Tensor, eps: Any, unit: Any, bounds: Any, indices: Any
+    ) -> torch.Tensor:
         """Logits [B, K] of the attacked images: of the start that misleads the network, otherwise of the last one."""
         step = (eps / 4 if self.step_size is None else self.step_size) * unit
         low, high = (input - eps * unit).maximum(bounds[0]), (input + eps * unit).minimum(bounds[1])

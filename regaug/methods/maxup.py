@@ -135,7 +135,7 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Se
     return Selection('maxup', build, data_config, option=option, scores=args.maxup > 1)
 
 
-def create_maxup(phase, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
+def create_maxup(phase: Any, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
     """MaxUp as it is in a phase.
 
     Args:
@@ -170,7 +170,7 @@ def create_maxup(phase, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
     )
 
 
-def adapt_phase(phase, epoch: int, args: Namespace):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """One copy in the warm-up, and where nothing is left that makes copies differ; off in refinement."""
     if not phase.options.maxup:
         return phase

@@ -173,7 +173,7 @@ class Selection(Method):
         except ValueError as error:
             raise OptionError(f'{self.option}: {error}') from error
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         self.selector = self.build(phase, self.task)
 
     def select(self, input: torch.Tensor, target: torch.Tensor, context: Context):

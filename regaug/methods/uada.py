@@ -243,7 +243,7 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Se
     return Selection('uada', build, data_config, option=option, scores=args.uada_epsilon > 0)
 
 
-def create_uada(phase, task: nn.Module, args: Namespace, data_config: dict[str, Any]) -> UADA:
+def create_uada(phase: Any, task: nn.Module, args: Namespace, data_config: dict[str, Any]) -> UADA:
     """UADA as it is in a phase.
 
     Args:
@@ -276,7 +276,7 @@ def create_uada(phase, task: nn.Module, args: Namespace, data_config: dict[str, 
     )
 
 
-def adapt_phase(phase, epoch: int, args: Namespace):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """Images come in [0, 1], and the loader leaves to UADA what its groups do; off in refinement."""
     if not phase.options.uada:
         return phase

@@ -30,7 +30,7 @@ _TUPLE = 'tag:yaml.org,2002:python/tuple'
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader, and tuples (values in `key=value` options); a key given twice is an error."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False):
         keys = [key.value for key, _ in node.value]
         for index, (key, _) in enumerate(node.value):
             if key.value in keys[:index]:

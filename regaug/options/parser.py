@@ -121,7 +121,7 @@ class Group:
 class KeyValues(ParseKwargs):
     """timm's action for `key=value` pairs; a pair without '=' is a clear error instead of a stack trace."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None):
         for value in values:
             if value and '=' not in value:
                 raise OptionError(f'{option_string} {value}: pairs are written key=value')
@@ -140,10 +140,10 @@ class Parser(argparse.ArgumentParser):
             for option in group.options:
                 option.add_to(targets[group.title], defaults=defaults)
 
-    def error(self, message):
+    def error(self, message: Any):
         raise OptionError(message)
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(self, args: Namespace | None = None, namespace: Any = None):
         """Parse the command line; unknown options are named together with the nearest known ones."""
         parsed, extra = self.parse_known_args(args, namespace)
         if extra:

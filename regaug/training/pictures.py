@@ -68,7 +68,9 @@ class Pictures:
         names: of the classes, or None.
     """
 
-    def __init__(self, folder, mean: Sequence[float], std: Sequence[float], names: Sequence[str] | None = None):
+    def __init__(
+        self, folder: str | Path, mean: Sequence[float], std: Sequence[float], names: Sequence[str] | None = None
+    ):
         self.folder = Path(folder)
         self.mean, self.std, self.names = mean, std, names
 

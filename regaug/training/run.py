@@ -2,7 +2,9 @@
 
 import logging
 import os
+from argparse import Namespace
 from datetime import datetime
+from typing import Any
 
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
@@ -45,7 +47,7 @@ class Run:
         args: training options; the steps add to them what timm's script adds.
     """
 
-    def __init__(self, args):
+    def __init__(self, args: Namespace):
         self.args = args
         self.config = args_as_yaml(args)
         self.given_classes = args.num_classes is not None
@@ -293,7 +295,7 @@ class Run:
         mean, std = (adapt_to_chs(self.data_config[key], channels) for key in ('mean', 'std'))
         return Pictures(os.path.join(self.folder, 'pictures'), mean, std, names)
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""
         self.train_data.use(phase)
         if phase == self.phase:
