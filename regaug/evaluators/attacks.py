@@ -25,7 +25,9 @@ FGSM_EPS = (0.05, 0.1, 0.15, 0.2, 0.25)  # GradAug, table 7
 PGD_EPS = (4 / 255,)  # the field's choice for ImageNet
 
 
-def input_gradient(logits: Callable[[torch.Tensor], torch.Tensor], input: torch.Tensor, target: torch.Tensor):
+def input_gradient(
+    logits: Callable[[torch.Tensor], torch.Tensor], input: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
     """Gradient of the cross-entropy with the hard labels with respect to the input: [B, C, H, W].
 
     Summed over the batch, so that every image has the gradient of its own loss.
@@ -36,7 +38,9 @@ def input_gradient(logits: Callable[[torch.Tensor], torch.Tensor], input: torch.
         return torch.autograd.grad(loss, input)[0]
 
 
-def perturb(input: torch.Tensor, gradient: torch.Tensor, step: torch.Tensor, low: torch.Tensor, high: torch.Tensor):
+def perturb(
+    input: torch.Tensor, gradient: torch.Tensor, step: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> torch.Tensor:
     """Move each value by `step` in the direction that raises the loss, within [low, high]."""
     return (input + step * gradient.sign()).clamp(low, high)
 
