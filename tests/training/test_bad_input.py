@@ -113,7 +113,7 @@ def test_a_stream_is_refused_with_the_multi_epochs_loader_whose_length_timm_cann
 def run_script(argv, folder):
     command = [sys.executable, str(ROOT / 'train.py'), *argv]
     return subprocess.run(
-        command, cwd=folder, env=process_environment(), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=process_environment(), capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -213,7 +213,7 @@ def test_sigterm_ends_a_real_run_with_a_command_that_goes_on(start_train, tmp_pa
     program.wait_for('Train: 1 [   1/4')
     assert len(processes_of_session(program.process.pid)) >= 3  # the main process and the loader's workers
     os.kill(program.process.pid, signal.SIGTERM)
-    status, output = program.finish(30)
+    status, output = program.finish()
     assert status == 143, output
     assert processes_of_session(program.process.pid) == {}
     assert 'Traceback' not in output
