@@ -86,7 +86,7 @@ METHODS = {
     'gradaug': Row(
         {**GRADAUG, 'gradaug_start_epoch': 1},
         {'gradaug': 0},
-        ('--drop', 0.2, '--workers', 1),
+        ('--drop', 0.2),
         {'gradaug': subnet_columns(2)},
         GRADAUG_CONSOLE,
         'GradAug: an update costs about',
