@@ -55,13 +55,13 @@ REACH = {
     'data': ('positional', '', 'create_dataset.train.root', FOLDER),
     'data_dir': ('main', f'--data-dir {FOLDER}', 'create_dataset.train.root', FOLDER),
     'dataset': ('main', '--dataset torch/cifar10', 'create_dataset.train.name', 'torch/cifar10'),
-    'train_split': ('main', '--train-split fit', 'create_dataset.train.split', 'fit'),
-    'val_split': ('main', '--val-split check', 'create_dataset.eval.split', 'check'),
+    'train_split': ('main', '--train-split training', 'create_dataset.train.split', 'training'),
+    'val_split': ('main', '--val-split test', 'create_dataset.eval.split', 'test'),
     'train_num_samples': ('main', '--train-num-samples 48', 'create_dataset.train.num_samples', 48),
     'val_num_samples': ('main', '--val-num-samples 12', 'create_dataset.eval.num_samples', 12),
     'dataset_download': ('main', '--dataset-download', 'create_dataset.train.download', True),
     'class_map': ('positional', f'--class-map {FOLDER}/map.txt', 'create_dataset.train.class_map', f'{FOLDER}/map.txt'),
-    'input_img_mode': ('main', '--input-img-mode L', 'create_dataset.train.input_img_mode', 'L'),
+    'input_img_mode': ('main', '--input-img-mode YCbCr', 'create_dataset.train.input_img_mode', 'YCbCr'),
     'input_key': ('main', '--input-key picture', 'create_dataset.train.input_key', 'picture'),
     'target_key': ('main', '--target-key kind', 'create_dataset.train.target_key', 'kind'),
     'dataset_trust_remote_code': (
@@ -79,8 +79,7 @@ REACH = {
         *('create_model.pretrained_cfg_overlay.file', f'{FOLDER}/weights.pth'),
     ),
     'initial_checkpoint': (
-        *('size', f'--initial-checkpoint {FOLDER}/weights.pth'),
-        *('create_model.checkpoint_path', f'{FOLDER}/weights.pth'),
+        'tests/training/test_initial_weights.py::test_a_classifier_that_fits_is_loaded_without_a_word_about_it'
     ),
     'resume': 'tests/training/test_resume.py::test_exactly_resumed_runs_equal_the_uninterrupted_one_bit_for_bit',
     'no_resume_opt': 'tests/training/test_refinement.py::test_optimiser_state_and_moving_average_carry_over',

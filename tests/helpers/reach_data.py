@@ -109,6 +109,10 @@ REACH = {
         'tests/training/test_bad_updates.py::test_bad_losses_in_a_row_stop_the_run_and_scattered_ones_do_not'
     ),
     # GradAug
+    'overwrite': (
+        'tests/training/test_folder.py::test_a_used_folder_is_refused_and_overwriting_leaves_nothing_of_the_old_run'
+    ),
+    'updates_per_epoch': 'tests/data/test_subsets.py::test_loader_delivers_the_row_epoch_by_epoch',
     'gradaug': ('gradaug', '', 'GradAug.num_subnetworks', 3),
     'gradaug_min_width': ('gradaug', '--gradaug-min-width 0.4', 'GradAug.min_width', 0.4),
     'gradaug_width_divisor': ('gradaug', '--gradaug-width-divisor 4', 'Twin.width_divisor', 4),
@@ -119,6 +123,21 @@ REACH = {
     'gradaug_depth_rate': ('depth', '--gradaug-depth-rate 0.4', 'create_model.drop_path_rate', 0.4),
     'gradaug_weight': ('gradaug', '--gradaug-weight 0.3', 'GradAug.weight', 0.3),
     'gradaug_every': ('gradaug', '--gradaug-every 2', 'GradAug.every', 2),
+    'gradaug_widths': ('gradaug', '--gradaug-widths uniform', 'GradAug.rule', 'uniform'),
+    'gradaug_batch_share': ('gradaug', '--gradaug-batch-share 0.5', 'GradAug.batch_share', 0.5),
+    'gradaug_average': ('gradaug', '--gradaug-average', 'GradAug.average', True),
+    'gradaug_mask_ratio': ('gradaug', '--gradaug-mask-ratio 0.25', 'GradAug.mask_ratio', 0.25),
+    'gradaug_mask_patch': ('gradaug', '--gradaug-mask-patch 8', 'GradAug.mask_patch', 8),
+    'gradaug_depth_mode': ('depth', '--gradaug-depth-mode batch', 'DepthTwin.mode', 'batch'),
+    # unlabelled images
+    'unlabeled_split': 'tests/data/test_unlabelled.py::test_labelled_images_are_among_those_of_the_same_folder',
+    'unlabeled_data_dir': 'tests/data/test_unlabelled.py::test_another_folder_has_no_known_labels',
+    'unlabeled_dataset': 'tests/data/test_unlabelled.py::test_digits_are_unlabelled_images_of_other_data',
+    'uratio': 'tests/methods/test_semi_training.py::test_without_weight_or_images_it_is_gradaug_bit_for_bit',
+    'ulb_loss_ratio': 'tests/methods/test_semi_training.py::test_without_weight_or_images_it_is_gradaug_bit_for_bit',
+    'ulb_warmup_updates': 'tests/methods/test_semi.py::test_weight_rises_linearly_to_the_ratio',
+    'p_cutoff': 'tests/methods/test_semi.py::test_terms_and_gradients_equal_a_hand_written_reference',
+    'ulb_teacher': 'tests/methods/test_semi.py::test_moving_average_gives_pseudo_labels_in_evaluation_mode',
     'gradaug_start_epoch': 'tests/training/test_phases.py::test_gradaug_starts_with_its_epoch',
     'gradaug_compile': ('gradaug compiled', '--gradaug-compile 4', 'GradAug.num_widths', 4),
     # MaxUp
@@ -135,7 +154,6 @@ REACH = {
     'uada_delta': ('uada', '--uada-delta 2', 'UADA.delta', 2),
     'uada_epsilon': ('uada', '--uada-epsilon 3', 'UADA.epsilon', 3),
     'uada_step': ('uada', '--uada-step random', 'UADA.step', 'random'),
-    'uada_reuse': ('uada', '--uada-reuse', 'UADA.reuse', True),
     # Manifold Mixup and refinement
     'manifold_mixup': ('manifold', '--manifold-mixup 0.6', 'ManifoldMixup.alpha', 0.6),
     'refine_epochs': ('refine', '--refine-epochs 2', 'Report.num_epochs', 6),

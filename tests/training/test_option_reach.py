@@ -55,8 +55,8 @@ SPIED = {  # name: where the run looks it up
     'prepare_distributed': 'regaug.training.task.RegAugTask.prepare_distributed',
     'wandb.init': 'wandb.init',
     'GradAug': 'regaug.methods.gradaug.GradAug',
-    'Twin': 'regaug.methods.gradaug.Twin',
-    'DepthTwin': 'regaug.methods.gradaug.DepthTwin',
+    'Twin': 'regaug.methods.subnetworks.Twin',
+    'DepthTwin': 'regaug.methods.subnetworks.DepthTwin',
     'MaxUp': 'regaug.methods.maxup.MaxUp',
     'CutMix': 'regaug.methods.maxup.CutMix',
     'Cutout': 'regaug.methods.maxup.Cutout',
@@ -72,7 +72,7 @@ class StubLoader:
 
     def __init__(self, dataset):
         self.dataset = dataset
-        self.sampler = None
+        self.sampler = self.worker_init_fn = None
         self.batch_sampler = SimpleNamespace(average_batch_size=8.0)
 
     def __len__(self):
@@ -169,7 +169,8 @@ def add_facts(seen, run):
 def folder(tmp_path_factory):
     """A folder with all the files that the rows name."""
     folder = tmp_path_factory.mktemp('reach')
-    (folder / 'train' / 'cat').mkdir(parents=True)
+    for split in ('train', 'validation', 'fit', 'check'):
+        (folder / split / 'cat').mkdir(parents=True)
     (folder / 'map.txt').write_text('cat\n')
     torch.save(small_model('test_resnet').state_dict(), folder / 'weights.pth')
     return folder
@@ -183,7 +184,10 @@ def build(name, folder):
     """Build the run `name` of `reach.RUNS` with the words of all its options; what was seen, and its options."""
     words = [*reach.RUNS[name].split(), *(word for row in PLACES.values() if row[0] == name for word in row[1].split())]
     device = 'cuda' if name == 'ranks' else 'cpu'
-    argv = [with_folder(word, folder) for word in ('--device', device, '--output', 'FOLDER/runs', *words)]
+    argv = [
+        with_folder(word, folder)
+        for word in ('--device', device, '--output', 'FOLDER/runs', '--experiment', name, *words)
+    ]
     if name != 'positional' and '--data-dir' not in argv:
         argv += ['--data-dir', str(folder)]
     seen = {}
@@ -198,6 +202,10 @@ def build(name, folder):
         for spied, path in SPIED.items():
             holder, attribute = find(path)
             patch.setattr(holder, attribute, spy(spied, getattr(holder, attribute), seen))
+        for looks_at_data in ('check_data', 'leave_signals_to_main'):
+            patch.setattr(f'regaug.training.run.{looks_at_data}', lambda *args, **kwargs: None)
+        patch.setattr('regaug.data.loaders.leave_signals_to_main', lambda loader: None)
+        patch.setattr('regaug.data.datasets.check_samples', lambda *args: None, raising=False)
         run = Run(args).build()
         run.start_phase(phase_at(0, run.args))
         for method in run.methods:
