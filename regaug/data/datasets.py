@@ -124,7 +124,7 @@ def check_classes(train_set, eval_set, num_classes, *, given):
 
 def target_kwargs(args, num_classes):
     """Arguments of `create_dataset` that say what the labels are."""
-    if getattr(args, 'task', 'classification') != 'multilabel':
+    if args.task != 'multilabel':
         return dict(target_key=args.target_key)
     dense = args.target_format == 'multihot'
     return dict(

@@ -43,6 +43,7 @@ def create_mixup(phase, num_classes):
         mode=options.mixup_mode,
         label_smoothing=options.smoothing,
         num_classes=num_classes,
+        multi_label=options.task == 'multilabel',
     )
     if options.naflex_loader:
         del mixup_args['mode'], mixup_args['cutmix_minmax']

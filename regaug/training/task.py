@@ -12,7 +12,13 @@ What a method does in them lies behind the door that `regaug.methods` describes.
 
 from contextlib import nullcontext
 
-from timm.task import ClassificationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    MultiLabelClassificationTask,
+    TokenDistillationTask,
+)
 
 from regaug.methods import Context
 from regaug.training.averages import FULL
@@ -151,6 +157,10 @@ class RegAugTask(LossTerms, ClassificationTask):
     """Classification."""
 
 
+class MultiLabelTask(LossTerms, MultiLabelClassificationTask):
+    """Classification with several labels an image, targets float [B, K]."""
+
+
 class LogitDistillation(LossTerms, LogitDistillationTask):
     """timm's distillation from logits, as one loss term."""
 
@@ -166,7 +176,9 @@ class TokenDistillation(LossTerms, TokenDistillationTask):
 def create_task(args, model, criterion, *, device, precision):
     """The task for these options: classification, or one of timm's distillation tasks under `--kd-model-name`."""
     common = dict(device=device, dtype=precision.model_dtype, verbose=args.rank == 0)
-    if args.kd_model_name is None:
+    if args.task == 'multilabel':
+        task = MultiLabelTask(model, criterion, threshold=args.multilabel_threshold, **common)
+    elif args.kd_model_name is None:
         task = RegAugTask(model, criterion, **common)
     else:
         distillation = dict(
