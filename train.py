@@ -6,9 +6,11 @@ timm's options, files and numbers; `--help` lists what is added.
 
 import json
 import logging
+from typing import Any
 
 import torch.distributed as dist
 from timm.utils import distribute_bn
+from torch import nn
 
 from regaug import cli, options
 from regaug.errors import OptionError
@@ -25,7 +27,7 @@ from regaug.training.summary import epoch_row
 _logger = logging.getLogger('train')
 
 
-def main(argv=None):
+def main(argv: Any = None):
     args = options.parse_train(argv)
     run = Run(args).build()
     try:
@@ -41,7 +43,7 @@ def main(argv=None):
         run.close()
 
 
-def train(run):
+def train(run: Any):
     """Run the epochs that remain; on SIGTERM or SIGINT stop after the running update with a recovery checkpoint.
 
     Returns:
@@ -76,7 +78,7 @@ def train(run):
     return 0
 
 
-def run_epoch(run, epoch):
+def run_epoch(run: Any, epoch: int):
     """Train, evaluate, note, save and schedule one epoch.
 
     Returns:
@@ -118,13 +120,13 @@ def run_epoch(run, epoch):
     return {'epoch': epoch, 'train': train_metrics, **({'validation': eval_metrics} if eval_metrics else {})}
 
 
-def share_batch_norm(run, model):
+def share_batch_norm(run: Any, model: nn.Module):
     """Give every rank the same batch-norm statistics (`--dist-bn`)."""
     if run.args.distributed and run.args.dist_bn in ('broadcast', 'reduce'):
         distribute_bn(model, run.args.world_size, run.args.dist_bn == 'reduce')
 
 
-def save_interrupted(run, epoch, interrupted):
+def save_interrupted(run: Any, epoch: int, interrupted: Any):
     """Write a recovery checkpoint and say how to go on."""
     if run.primary:
         path = run.saver.save_recovery(epoch, interrupted.update_idx)
@@ -138,7 +140,7 @@ def save_interrupted(run, epoch, interrupted):
     return 128 + (run.stop.signum or 0)
 
 
-def report_results(run, results):
+def report_results(run: Any, results: list[dict[str, Any]]):
     """Print the best and the final epoch, and the ten best as JSON for other programs to read."""
     if not run.primary:
         return

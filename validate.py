@@ -5,7 +5,7 @@
 
 The options and the results are those of timm's validation script. A folder as `--checkpoint`, or a wildcard, `all` or
 a file of names as `--model`, evaluates many models. `--width 1.0 0.9` evaluates sub-networks of a model trained with
-GradAug, one result row each.
+GradAug, one result row each. Further evaluations (`--help` lists them) add columns, or a row for each condition.
 """
 
 import logging
@@ -20,7 +20,7 @@ from timm.utils import init_distributed_device, random_seed
 from regaug import cli
 from regaug.data.splits import check_evaluation_split
 from regaug.device import Precision
-from regaug.evaluators import CONDITION, create_evaluators
+from regaug.evaluators import create_evaluators
 from regaug.options import parse_validate
 from regaug.validation.bulk import find_jobs, validate_all, with_retry
 from regaug.validation.data import EvaluationData
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None):
         rows = with_retry(validate, args) if args.retry else validate(args)
         results = rows if args.width or len(rows) > 1 else rows[0]
     if args.rank == 0:
-        if any(CONDITION in row for row in rows):
+        if len(rows) > 1:
             log_table(rows)
         if args.results_file:
             write_results(args.results_file, results, args.results_format)

@@ -166,7 +166,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description='Cost of evaluations against their passes alone.')
     parser.add_argument('--model', default='resnet18')
     parser.add_argument('--batch-size', type=int, default=32)
-    parser.add_argument('--batches', type=int, default=4)
+    parser.add_argument('--batches', type=int, default=16)
     parser.add_argument('--size', type=int, default=128, help='pixels')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--warmup', type=int, default=1)

@@ -12,10 +12,11 @@ from matplotlib import pyplot as plt
 from benchmarks.intervals import mean_interval
 
 _DPI = 110
+_BELOW = 15  # points of top-1 below the lowest final value where the learning curves are cut off
 
 
 def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
-    """Draws accuracy against cost with 95 % intervals of the means, and mean learning curves.
+    """Draws accuracy against cost with 95 % intervals of the means (from three runs on), and mean learning curves.
 
     Args:
         rows: Rows of the table (`accuracy.report.Row`).
@@ -23,18 +24,17 @@ def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
         title: Of the picture.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout='constrained')
+    lowest = min(row.curve[-1][1] for row in rows)
     for index, row in enumerate(rows):
-        style = dict(color=f'C{index % 10}', label=row.name)
-        marker = 'os^Dv'[index // 10 % 5]
+        style = dict(color=f'C{index % 10}', marker='os^Dv'[index // 10 % 5], label=f'{row.name} ({len(row.finals)})')
         interval = mean_interval(list(row.finals.values()))
-        half = 0.0 if len(row.finals) < 2 else interval.high - interval.mean
+        half = interval.high - interval.mean if interval.count > 2 else 0.0
         if row.cost is not None:
-            left.errorbar(row.cost, interval.mean, yerr=half, marker=marker, capsize=3, **style)
-            left.annotate(row.name, (row.cost, interval.mean), xytext=(5, 4), textcoords='offset points', fontsize=7)
-        right.plot(*zip(*row.curve), marker=marker, markersize=3, **style)
+            left.errorbar(row.cost, interval.mean, yerr=half, capsize=3, **style)
+        right.plot(*zip(*row.curve), markersize=3, **style)
     left.set(xlabel='cost of training relative to the base', ylabel='top-1, % (mean, 95 % interval)')
-    right.set(xlabel='epoch', ylabel='top-1, % (mean)')
-    right.legend(fontsize=7)
+    left.legend(fontsize=7, title='variant (runs)', title_fontsize=7)
+    right.set(xlabel='epoch', ylabel='top-1, % (mean)', ylim=(max(0.0, lowest - _BELOW), None))
     figure.suptitle(title)
     return finish(figure, path)
 

@@ -3,13 +3,14 @@
 import multiprocessing
 import signal
 import sys
+from typing import Any
 
 from timm.utils import setup_default_logging
 
 from regaug.errors import OptionError
 
 
-def run(main):
+def run(main: Any):
     """Run a script's `main()` and exit with its status; an `OptionError` becomes one line and exit status 2.
 
     Args:

@@ -1,8 +1,10 @@
 """Device, process group and number formats of a run."""
 
 import logging
+from argparse import Namespace
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from timm.utils import NativeScaler, init_distributed_device
@@ -10,7 +12,7 @@ from timm.utils import NativeScaler, init_distributed_device
 _logger = logging.getLogger('train')
 
 
-def prepare_device(args):
+def prepare_device(args: Namespace):
     """Join the process group if torchrun started this process, choose the device, set what timm sets for CUDA.
 
     Adds `distributed`, `world_size`, `rank`, `local_rank`, `prefetcher` and the resolved `device` to `args`, as timm
@@ -34,13 +36,13 @@ def prepare_device(args):
 class LossScaler(NativeScaler):
     """timm's loss scaler with backward and update apart, so that several backward passes share one update."""
 
-    def scale(self, loss):
+    def scale(self, loss: torch.Tensor):
         return self._scaler.scale(loss)
 
-    def unscale_(self, optimizer):
+    def unscale_(self, optimizer: torch.optim.Optimizer):
         self._scaler.unscale_(optimizer)
 
-    def step(self, optimizer):
+    def step(self, optimizer: torch.optim.Optimizer):
         self._scaler.step(optimizer)
         self._scaler.update()
 
@@ -53,7 +55,7 @@ class Precision:
         loss_scaler: `LossScaler` for float16 autocast on CUDA, else None.
     """
 
-    def __init__(self, args, device):
+    def __init__(self, args: Namespace, device: torch.device):
         self.model_dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
         self.loss_scaler = None
         self._autocast = nullcontext
@@ -71,7 +73,7 @@ class Precision:
         return self._autocast()
 
 
-def to_device(input, device, dtype):
+def to_device(input: torch.Tensor, device: torch.device, dtype: Any):
     """Move images, or NaFlex's dict of tensors of which only the patches are images."""
     if isinstance(input, dict):
         return {

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
+from torch import nn
 
 from regaug.errors import OptionError
 
@@ -18,7 +19,7 @@ _logger = logging.getLogger('train')
 NUMPY = ('.npz', '.npy')  # suffixes of weights that timm's models read themselves
 
 
-def write_whole(path, text):
+def write_whole(path: str | Path, text: str):
     """Write a text file under a temporary name, then rename it.
 
     Raises:
@@ -34,7 +35,7 @@ def write_whole(path, text):
         raise OptionError(f'--output {path.parent}: {path.name} cannot be written ({error}).') from error
 
 
-def read_checkpoint(path, option, mmap=False):
+def read_checkpoint(path: str | Path, option: str, mmap: bool = False):
     """Read a training checkpoint or a file of weights, tensors and plain values only.
 
     Raises:
@@ -64,7 +65,7 @@ def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor], option: str, path):
+def check_finite(tensors: Mapping[str, torch.Tensor], option: str, path: str | Path):
     """Refuse weights of a run that diverged.
 
     Raises:
@@ -75,7 +76,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], option: str, path):
         raise OptionError(f'{option} {path}: {name} holds numbers that are not finite.')
 
 
-def read_weights(path, option, *, use_ema=True):
+def read_weights(path: str | Path, option: str, *, use_ema: bool = True):
     """The weights in a file by name: a checkpoint of timm's or ours, a state dict, or safetensors.
 
     Args:
@@ -103,7 +104,7 @@ def read_weights(path, option, *, use_ema=True):
     return state_dict
 
 
-def check_weights(state_dict, model, option, path):
+def check_weights(state_dict: Mapping[str, torch.Tensor], model: nn.Module, option: str, path: str | Path):
     """Compare weights with a model before they are loaded.
 
     Raises:
@@ -127,7 +128,7 @@ def check_weights(state_dict, model, option, path):
         raise OptionError(f'{option} {path}: does not fit {type(model).__name__}: {"; ".join(differences)}.')
 
 
-def load_weights(model, path, *, use_ema, option):
+def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool, option: str):
     """Load the weights of a checkpoint (timm's or ours, `.pth.tar`, `.pth`, `.safetensors`, `.npz`) into a model.
 
     Args:

@@ -14,7 +14,7 @@ def derived_seed(*parts):
     return int.from_bytes(digest, 'big') >> 1
 
 
-def reseed_epoch(seed, epoch, rank):
+def reseed_epoch(seed: int, epoch: int, rank: int):
     """Seed every generator of the process for one epoch (`--exact-resume`)."""
     value = derived_seed('epoch', seed, epoch, rank)
     random.seed(value)
@@ -23,7 +23,7 @@ def reseed_epoch(seed, epoch, rank):
 
 
 @contextmanager
-def separate_randomness(device, *parts):
+def separate_randomness(device: torch.device, *parts):
     """Seed PyTorch's generators from the given values, and restore them on exit.
 
     Dropout and drop path inside leave the random stream outside as it is.

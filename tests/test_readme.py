@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from regaug.options import parse_train, parse_validate, train_parser, validate_parser
 from tests.conftest import process_environment
 from tests.helpers.commands import ROOT, commands, our_commands, script_of, shell_blocks, with_existing_files
-from tests.helpers.training import read_summary
+from tests.helpers.training import read_summary, run_argv
 
 OPTION = re.compile(r'(?<![\w-])--[a-z][a-z0-9-]*')
 
@@ -136,28 +136,26 @@ def test_links_lead_to_files_that_are_there():
     assert [target for target in local if not (ROOT / target).exists()] == []
 
 
-def run_digits(tmp_path, *options):
-    """Runs the first training command in an empty folder and returns the folder of its experiment."""
-    here = [str(ROOT / word) if (ROOT / word).is_file() else word for word in digits_arguments()]
-    command = [sys.executable, str(ROOT / 'train.py'), *here, '--experiment', 'first', *options]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=process_environment(), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert result.returncode == 0, result.stderr
+def digits_from_anywhere():
+    """Arguments of the first training command, to be given in another folder."""
+    return [str(ROOT / word) if (ROOT / word).is_file() else word for word in digits_arguments()]
+
+
+def test_first_training_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_argv([*digits_from_anywhere(), '--epochs', '1', '--warmup-epochs', '0'])
     [summary] = tmp_path.rglob('summary.csv')
-    assert summary.parent.name == 'first'
-    return summary.parent
-
-
-def test_first_training_command_runs(tmp_path):
-    [row] = read_summary(run_digits(tmp_path, '--epochs', '1', '--warmup-epochs', '0'))
+    [row] = read_summary(summary.parent)
     assert float(row['eval_top1']) > 30  # by chance: 10
 
 
 @pytest.mark.slow
 def test_first_training_command_reaches_the_promised_accuracy_in_two_minutes_of_one_core(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    rows = read_summary(run_digits(tmp_path))
+    command = [sys.executable, str(ROOT / 'train.py'), *digits_from_anywhere()]
+    subprocess.run(command, cwd=tmp_path, env=process_environment(), timeout=900, check=True)
+    [summary] = tmp_path.rglob('summary.csv')
+    rows = read_summary(summary.parent)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 120
     assert float(rows[-1]['eval_top1']) >= 97
@@ -166,6 +164,18 @@ def test_first_training_command_reaches_the_promised_accuracy_in_two_minutes_of_
 def test_the_accuracy_to_expect_is_told_near_the_first_command():
     before_imagenet = text()[: text().lower().index('imagenet', text().index('digits'))]
     assert re.search(r'\b9[789](\.\d)? ?%', before_imagenet)
+
+
+def test_continuous_integration_starts_clean_and_ends_with_the_command_of_the_text():
+    lines = (ROOT / '.ci' / 'run').read_text().splitlines()
+    first, second = [block.strip() for block in shell_blocks(text())][:2]
+    assert lines[-1] == second
+    assert 'pytest' in second and 'pytest' not in first
+    steps = [line for line in lines if not line.startswith('#')]
+    cleaned = steps.index('rm -rf .venv')
+    assert cleaned < min(index for index, line in enumerate(steps) if 'pip install' in line or '-m venv' in line)
+    assert any('ruff check' in line for line in steps) and any('ruff format --check' in line for line in steps)
+    assert steps[0] == 'set -eu'  # which makes a failing step the end
 
 
 # --- options ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ of magnitudes for each operator, of which some may be empty. Results are Pillow'
 they floor.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -76,7 +78,7 @@ def blend(pixels: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
     return (pixels - degenerate).mul_(factors).add_(degenerate).clamp_(0, 255).floor_()
 
 
-def _grey(pixels):
+def _grey(pixels: Any):
     """Luma [n, 1, H, W] with Pillow's weights in units of 2**-16; all sums are below 2**24 and thus exact."""
     if pixels.shape[1] == 1:
         return pixels
@@ -85,7 +87,7 @@ def _grey(pixels):
     return weighted.add_(2**15).div_(2**16).floor_()
 
 
-def _smooth(pixels):
+def _smooth(pixels: Any):
     """Weighted mean of each inner pixel (5) and its eight neighbours (1 each) [n, C, H - 2, W - 2]."""
     columns = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
     squares = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
@@ -112,7 +114,7 @@ def look_up(
     return tables.float().gather(2, index).view_as(pixels)
 
 
-def _autocontrast_tables(index, levels):
+def _autocontrast_tables(index: Any, levels: Any):
     low, high = index.aminmax(dim=2, keepdim=True)
     span = (high - low).clamp_(min=1).double()
     scale = torch.full_like(span, 255) / span  # 255 / span is a product with the rounded reciprocal
@@ -120,7 +122,7 @@ def _autocontrast_tables(index, levels):
     return torch.where(high > low, stretched, levels)
 
 
-def _equalize_tables(index, levels):
+def _equalize_tables(index: Any, levels: Any):
     histogram = torch.zeros(*index.shape[:2], 256, dtype=torch.int64, device=index.device)
     histogram.scatter_add_(2, index, torch.ones_like(levels[:1]).expand_as(index))
     darker = histogram.cumsum(2) - histogram
@@ -129,6 +131,6 @@ def _equalize_tables(index, levels):
     return torch.where(step > 0, equalized, levels)
 
 
-def _gather(pixels, dim, index):
+def _gather(pixels: Any, dim: Any, index: Any):
     """`torch.gather` with one index for all channels: [n, ...] for pixels [n, C, ...]."""
     return pixels.gather(dim, index[:, None].expand(-1, pixels.shape[1], *index.shape[1:]))

@@ -232,7 +232,7 @@ class Cutout:
     """Cutout: a square around a random point of each image is set to zero, the mean colour after normalisation.
 
     Args:
-        size: side of the square in pixels; it is clipped at the borders.
+        size: side of the square in pixels; what lies outside the image is cut.
         prob: share of the samples that lose a square.
     """
 
@@ -252,9 +252,9 @@ class Cutout:
 def draw_squares(
     rng: np.random.Generator, shape: int | tuple[int, ...], size: int, height: int, width: int
 ) -> np.ndarray:
-    """Squares around uniform centres, clipped at the borders, int64 [..., 4]."""
-    rows, columns = rng.integers(height, size=shape), rng.integers(width, size=shape)
-    return clip_boxes(rows, columns, size, size, height, width)
+    """Squares around uniform centres, whose edges may lie outside the image, int64 [..., 4]."""
+    top, left = (rng.integers(length, size=shape) - size // 2 for length in (height, width))
+    return np.stack([top, top + size, left, left + size], axis=-1)
 
 
 class GaussianNoise:

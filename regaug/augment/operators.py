@@ -6,6 +6,7 @@ Source: the operators of AutoAugment and RandAugment that Xu and Zhao use in "Un
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -194,7 +195,7 @@ def flip(images: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
     return _in_format_of(images, images.gather(3, columns[:, None, None].expand(images.shape)))
 
 
-def _in_format_of(images, result):
+def _in_format_of(images: torch.Tensor, result: dict[str, Any]):
     """The result as a tensor of its own with the memory format of `images`."""
     new = torch.empty_like(images)
     return result if result.stride() == new.stride() else new.copy_(result)

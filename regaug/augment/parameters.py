@@ -17,7 +17,7 @@ GROUPS = ('crop', 'flip', 'policy', 'cutout')
 NUM_OPERATORS = 2  # of a policy
 FIELDS = {'crop': 'offsets', 'flip': 'flips', 'policy': 'levels', 'cutout': 'boxes'}  # what moves with a group
 BASE = 'base'  # name of the candidate in which no group has moved
-_HAS_LEVEL = torch.tensor([name not in LEVELLESS for name in OPERATORS])
+_HAS_LEVEL = np.array([name not in LEVELLESS for name in OPERATORS])
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Parameters:
         types: the policy's operators, indices in `OPERATORS`, int64 [B, 2] on the CPU; they never move.
         levels: of the operators, 0 to 9, int64 [B, 2].
         signs: of the operators, +1 or -1, int64 [B, 2]; they never move.
-        boxes: top, bottom, left, right edge of the Cutout, in pixels, int64 [B, 4].
+        boxes: top, bottom, left, right edge of the Cutout, in pixels, int64 [B, 4]; what lies outside the image is cut.
     """
 
     offsets: torch.Tensor
@@ -104,18 +104,20 @@ class Augmentation:
             signs = rng.choice([-1, 1], size=signs.shape)
         if 'cutout' in self.groups:
             boxes = draw_squares(rng, size, self.cutout_size, height, width)
+            # As in the released code: a square may begin outside the image, above it or on its left, but ends within.
+            boxes[:, [1, 3]] = np.minimum(boxes[:, [1, 3]], [height, width])
             boxes[weak] = 0
         moving = (onto(input.device, values) for values in (offsets, flips, levels, signs, boxes))
         offsets, flips, levels, signs, boxes = moving
         return Parameters(offsets, flips, torch.from_numpy(types), levels, signs, boxes)
 
     def draw_steps(
-        self, rng: np.random.Generator, base: Parameters, input: torch.Tensor, delta: int, *, toss_flips: bool = False
+        self, rng: np.random.Generator, base: Parameters, delta: int, *, toss_flips: bool = False
     ) -> dict[str, torch.Tensor]:
         """Draw by how much each group moves in its probe.
 
-        Coordinates move together, each up or down at random, inwards at a bound. Of a policy one operator moves; one
-        without levels stays. A flip goes to its other value.
+        Coordinates move together, each up or down at random. Of a policy one operator moves; one without levels stays,
+        and so does a Cutout that is empty. A flip goes to its other value.
 
         Args:
             toss_flips: let a coin decide which samples flip; the same is drawn either way.
@@ -130,29 +132,22 @@ class Augmentation:
                 heads = onto(values.device, rng.random(len(values)) < 0.5)
                 steps[group] = (1 - 2 * values) * (heads if toss_flips else 1)
                 continue
-            step = onto(values.device, rng.choice([-delta, delta], size=values.shape))
-            low, high = self.bounds(group, input)
-            step = torch.where(values + step > high, -delta, step)
-            step = torch.where(values + step < low, delta, step)
+            step = rng.choice([-delta, delta], size=values.shape)
             if group == 'policy':
-                which = torch.from_numpy(rng.integers(NUM_OPERATORS, size=len(values)))
-                moves = (torch.arange(NUM_OPERATORS) == which[:, None]) & _HAS_LEVEL[base.types]
-                step = torch.where(moves.to(values.device, non_blocking=True), step, 0)
+                which = rng.integers(NUM_OPERATORS, size=len(values))
+                step[(np.arange(NUM_OPERATORS) != which[:, None]) | ~_HAS_LEVEL[base.types.numpy()]] = 0
+            step = onto(values.device, step)
+            if group == 'cutout':
+                step = step * (values[:, 1] > values[:, 0])[:, None]
             steps[group] = step
         return steps
 
-    def bounds(self, group: str, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Smallest and largest values of a group's parameters, int64 tensors; a device is not waited for."""
-        height, width = input.shape[-2:]
-        high = {'flip': 1, 'policy': NUM_LEVELS - 1, 'crop': 2 * self.padding, 'cutout': height}[group]
-        high = torch.full((4 if group == 'cutout' else 1,), high, device=input.device)
-        if group == 'cutout':
-            high[2:] = width
-        return torch.zeros_like(high), high
-
-    def move(self, base: Parameters, group: str, step: torch.Tensor, input: torch.Tensor) -> Parameters:
-        """`Parameters` with one group moved by a step, within its bounds."""
-        moved = (getattr(base, FIELDS[group]) + step).clamp(*self.bounds(group, input))
+    def move(self, base: Parameters, group: str, step: torch.Tensor) -> Parameters:
+        """`Parameters` with one group moved by a step, within its bounds; a Cutout has none."""
+        moved = getattr(base, FIELDS[group]) + step
+        high = {'crop': 2 * self.padding, 'flip': 1, 'policy': NUM_LEVELS - 1}.get(group)
+        if high is not None:
+            moved = moved.clamp(0, high)
         return replace(base, **{FIELDS[group]: moved})
 
     def same(self, params: Parameters, others: Parameters, group: str) -> torch.Tensor:

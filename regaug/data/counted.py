@@ -1,12 +1,14 @@
 """Which samples of an evaluation count: each image once, and only those that could be read."""
 
+from typing import Any
+
 import torch
 from timm.task import evaluation_sample_limit
 
 _LEFT_OUT = -100  # class index that no loss takes
 
 
-def left_out(target):
+def left_out(target: torch.Tensor):
     """What takes the place of an unreadable image's target, by which `Counted` knows it."""
     if torch.is_tensor(target) and target.ndim:
         return torch.full_like(target, float('nan'))
@@ -26,7 +28,7 @@ class Counted:
         unreadable: images of this process's share that were left out so far.
     """
 
-    def __init__(self, loader):
+    def __init__(self, loader: Any):
         self.dataset = loader.dataset
         self.left = evaluation_sample_limit(loader)
         self.unreadable = 0

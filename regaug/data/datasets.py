@@ -2,7 +2,10 @@
 
 import logging
 import os
+from argparse import Namespace
+from typing import Any
 
+import torch
 from timm.data import create_dataset as create_timm_dataset
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import IterableDataset
@@ -23,7 +26,7 @@ _STL10_SPLITS = {**dict.fromkeys(TRAINING, 'train'), **dict.fromkeys(EVALUATION,
 _TWO_SPLITS = tuple(f'torch/{name}' for name in ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist'))
 
 
-def create_dataset(name, root, split, *, option='--split', **kwargs):
+def create_dataset(name: str, root: Any, split: str, *, option: str = '--split', **kwargs):
     """Create a data set by timm's factory, or one that timm lacks.
 
     These are the embedded digits for the name `regaug/digits`, torchvision's STL-10 for `torch/stl10` and, for a folder
@@ -63,7 +66,7 @@ def create_dataset(name, root, split, *, option='--split', **kwargs):
         raise OptionError(f'--dataset {name!r} --data-dir {root}{download}, split {split!r}: {reason}') from error
 
 
-def create_folder(name, root, split, *, option, **kwargs):
+def create_folder(name: str, root: Any, split: str, *, option: str, **kwargs):
     """The data set of a folder of class folders, or of a .tar file; arguments and errors as for `create_dataset`."""
     if kwargs.get('target_key') or kwargs.get('target_format'):
         raise OptionError(
@@ -79,7 +82,7 @@ def create_folder(name, root, split, *, option, **kwargs):
     return dataset
 
 
-def class_index(dataset):
+def class_index(dataset: Any):
     """Mapping from class name to class index where the data set knows it, else None."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
@@ -92,7 +95,7 @@ def class_index(dataset):
     return index
 
 
-def check_classes(train_set, eval_set, num_classes, *, given):
+def check_classes(train_set: Any, eval_set: Any, num_classes: int, *, given: bool):
     """Compare the classes of the data with the outputs of the model and with one another.
 
     Args:
@@ -122,7 +125,7 @@ def check_classes(train_set, eval_set, num_classes, *, given):
             )
 
 
-def target_kwargs(args, num_classes):
+def target_kwargs(args: Namespace, num_classes: int):
     """Arguments of `create_dataset` that say what the labels are."""
     if args.task != 'multilabel':
         return dict(target_key=args.target_key)
@@ -137,14 +140,14 @@ def target_kwargs(args, num_classes):
 class LabelVector(MultiLabelTarget):
     """timm's label vector float32 [K] of an image's labels, with one line for labels that it cannot be made of."""
 
-    def __call__(self, target):
+    def __call__(self, target: torch.Tensor):
         try:
             return super().__call__(target)
         except (TypeError, ValueError) as error:
             raise DataError(f'--task multilabel --num-classes {self.num_classes}: {error}') from error
 
 
-def check_data(args):
+def check_data(args: Namespace):
     """What the options and the folders' names tell of the data, before a model is built.
 
     Raises:
@@ -156,7 +159,7 @@ def check_data(args):
         image_mode(args.input_img_mode, input_channels(args))
 
 
-def dataset_kwargs(args, data_config):
+def dataset_kwargs(args: Namespace, data_config: dict[str, Any]):
     """Arguments of `create_dataset` that all splits have in common."""
     in_data_folder = os.path.join(args.data_dir or '', args.class_map)
     return dict(
@@ -171,7 +174,7 @@ def dataset_kwargs(args, data_config):
     )
 
 
-def create_datasets(args, data_config):
+def create_datasets(args: Namespace, data_config: dict[str, Any]):
     """The training set, and the evaluation set (None without `--val-split`).
 
     Unless they are iterable, they come back as `Samples` of which some can be read.

@@ -12,6 +12,7 @@ of each class. The same writers occur in both parts.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from timm.data import ImageDataset
@@ -70,7 +71,7 @@ class DigitsReader(Reader):
         self.class_to_idx = {str(digit): digit for digit in range(10)}
         self.samples = [(f'{labels[i]}/{i:04d}.pgm', int(labels[i])) for i in indices]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any):
         image = self.images[index]
         height, width = image.shape
         # timm's data set decodes what it gets: a PGM file is a short header and the bytes as they are.
@@ -79,7 +80,7 @@ class DigitsReader(Reader):
     def __len__(self):
         return len(self.samples)
 
-    def _filename(self, index, basename=False, absolute=False):
+    def _filename(self, index: Any, basename: bool = False, absolute: bool = False):
         name = self.samples[index][0]
         return name.rpartition('/')[2] if basename else name
 

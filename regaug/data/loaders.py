@@ -1,6 +1,8 @@
 """Mixing and loaders: timm's factories, called with the options that hold in a phase."""
 
+from argparse import Namespace
 from dataclasses import replace
+from typing import Any
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, create_naflex_loader
@@ -19,12 +21,12 @@ from regaug.data.workers import leave_signals_to_main
 from regaug.errors import OptionError
 
 
-def mixing_active(options):
+def mixing_active(options: Namespace):
     """True if the options ask for timm's Mixup or CutMix."""
     return options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax is not None
 
 
-def create_mixup(phase, num_classes):
+def create_mixup(phase: Any, num_classes: int):
     """timm's mixing in a phase: a collate function, a function on batches, or None.
 
     Returns:
@@ -54,7 +56,9 @@ def create_mixup(phase, num_classes):
     return (None, mixup_fn) if options.no_prefetcher else (mixup_fn, None)
 
 
-def create_train_loader(phase, dataset, data_config, *, device, img_dtype, num_classes):
+def create_train_loader(
+    phase: Any, dataset: Any, data_config: dict[str, Any], *, device: torch.device, img_dtype: Any, num_classes: int
+):
     """The training loader of a phase.
 
     Args:
@@ -159,7 +163,9 @@ def create_train_loader(phase, dataset, data_config, *, device, img_dtype, num_c
     return loader, mixup_fn
 
 
-def create_eval_loader(args, dataset, data_config, *, device, img_dtype):
+def create_eval_loader(
+    args: Namespace, dataset: Any, data_config: dict[str, Any], *, device: torch.device, img_dtype: Any
+):
     """The evaluation loader, as timm's script sets it up."""
     workers = args.workers
     if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
@@ -206,14 +212,16 @@ class TrainLoader:
         mixup_fn: timm's mixing for each batch in the loop, or None.
     """
 
-    def __init__(self, dataset, data_config, *, device, img_dtype, num_classes):
+    def __init__(
+        self, dataset: Any, data_config: dict[str, Any], *, device: torch.device, img_dtype: Any, num_classes: int
+    ):
         self.dataset = dataset
         self.data_config = data_config
         self.fixed = dict(device=device, img_dtype=img_dtype, num_classes=num_classes)
         self.phase = None
         self.loader = self.mixup_fn = None
 
-    def use(self, phase):
+    def use(self, phase: Any):
         """Make the loader that of a phase; worker processes of the old one end first.
 
         With the mixing done in the loop, switching it needs no new loader, as in timm.
@@ -237,7 +245,7 @@ class TrainLoader:
             )
         return True
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int):
         """Tell data set and samplers which epoch starts, for their shuffling."""
         batches = self.loader.batch_sampler
         sampler = batches if hasattr(batches, 'set_epoch') else getattr(batches, 'sampler', None)

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
@@ -40,7 +41,7 @@ class Samples(Dataset):
         DataError: when 50 samples in a row cannot be read.
     """
 
-    def __init__(self, dataset, indices=None, *, leave_out=False):
+    def __init__(self, dataset: Any, indices: Any = None, *, leave_out: bool = False):
         self.dataset = dataset
         self.indices = indices
         self.leave_out = leave_out
@@ -53,7 +54,7 @@ class Samples(Dataset):
         return self.dataset.transform
 
     @transform.setter
-    def transform(self, transform):
+    def transform(self, transform: Any):
         self.dataset.transform = transform
 
     @property
@@ -64,11 +65,11 @@ class Samples(Dataset):
     def __len__(self):
         return len(self.dataset) if self.indices is None else len(self.indices)
 
-    def index(self, position):
+    def index(self, position: Any):
         """Index in the data set below of the sample at a position of the list."""
         return position if self.indices is None else int(self.indices[position])
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: Any):
         for offset in range(_MAX_NEIGHBOURS):
             index = self.index((position + offset) % len(self))
             try:
@@ -83,7 +84,7 @@ class Samples(Dataset):
             f'--data-dir: {_MAX_NEIGHBOURS} unreadable images in a row, the last is {self.filename(index)}.'
         )
 
-    def _can_be_read(self, index, error):
+    def _can_be_read(self, index: Any, error: Any):
         """Whether an error is the fault of a transform, or of a label, and not of the image."""
         if isinstance(error, _UNREADABLE) or 'consecutive samples' in str(error):  # the latter is timm's data set
             return False
@@ -94,7 +95,7 @@ class Samples(Dataset):
             return False
         return True
 
-    def _count_unreadable(self, index, error):
+    def _count_unreadable(self, index: Any, error: Any):
         with self._unreadable.get_lock():
             self._unreadable.value += 1
             count = self._unreadable.value
@@ -102,7 +103,7 @@ class Samples(Dataset):
             fate = 'left out of the metrics' if self.leave_out else 'replaced by the next one'
             _logger.warning(f'Unreadable image {fate}: {self.filename(index)} ({error})')
 
-    def filename(self, index, basename=False, absolute=False):
+    def filename(self, index: Any, basename: bool = False, absolute: bool = False):
         if hasattr(self.dataset, 'filename'):
             return self.dataset.filename(index, basename=basename, absolute=absolute)
         samples = getattr(self.dataset, 'samples', None)  # torchvision's folders
@@ -133,7 +134,7 @@ class Views(Dataset):
         transform: set by timm's loader factory.
     """
 
-    def __init__(self, dataset, num_views):
+    def __init__(self, dataset: Any, num_views: Any):
         self.dataset = dataset
         self.num_views = num_views
         self.transform = None
@@ -142,12 +143,12 @@ class Views(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: Any):
         image, target = self.dataset[position]
         return tuple(self.transform(image) for _ in range(self.num_views)), target
 
 
-def training_samples(dataset, *, labels_per_class=None, label_split=0):
+def training_samples(dataset: Any, *, labels_per_class: int | None = None, label_split: int = 0):
     """Wrap a training set: all of it, or the subset of `--labels-per-class`; iterable data sets stay as they are."""
     if isinstance(dataset, IterableDataset):
         if labels_per_class:

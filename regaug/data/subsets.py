@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -12,7 +13,7 @@ from regaug.seeds import derived_seed
 _logger = logging.getLogger('train')
 
 
-def sample_labels(dataset):
+def sample_labels(dataset: Any):
     """Class index of every sample of a map-style data set, int64 array [N]; from its index where it keeps one."""
     reader = getattr(dataset, 'reader', dataset)
     for name in ('targets', 'labels'):  # torchvision's STL-10 calls them labels
@@ -24,7 +25,7 @@ def sample_labels(dataset):
     return np.array([dataset[index][1] for index in range(len(dataset))])
 
 
-def stratified_subset(labels, per_class, split):
+def stratified_subset(labels: Any, per_class: Any, split: str):
     """Indices of a fixed subset with the same number of samples of every class.
 
     The same labels, number and split give the same subset on every machine and with every version of the libraries

@@ -6,6 +6,7 @@ which readers of class folders take for a single class `images`. The images of `
 """
 
 from pathlib import Path
+from typing import Any
 
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
@@ -51,14 +52,14 @@ class TinyImageNetReader(Reader):
         rows = [line.split('\t')[:2] for line in self.root.joinpath(_ANNOTATIONS).read_text().splitlines() if line]
         return [(self.root / 'val' / 'images' / file, name) for file, name in sorted(rows)]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any):
         path, label = self.samples[index]
         return open(path, 'rb'), label
 
     def __len__(self):
         return len(self.samples)
 
-    def _filename(self, index, basename=False, absolute=False):
+    def _filename(self, index: Any, basename: bool = False, absolute: bool = False):
         path = Path(self.samples[index][0])
         return path.name if basename else str(path if absolute else path.relative_to(self.root))
 

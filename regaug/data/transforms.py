@@ -1,6 +1,7 @@
 """Changes to the transforms that timm's factory builds."""
 
 from collections.abc import Callable
+from typing import Any
 
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.loader import adapt_to_chs
@@ -24,7 +25,7 @@ def timm_policy(name: str | None) -> str | None:
     return _PLACEHOLDER if name in TORCHVISION_POLICIES else name
 
 
-def use_torchvision_policy(dataset, name: str, data_config: dict, *, interpolation: str):
+def use_torchvision_policy(dataset: Any, name: str, data_config: dict, *, interpolation: str):
     """Put a policy of torchvision in the place of timm's, among the steps that go with one.
 
     What moves into the picture has the mean colour, as with timm's policies.
@@ -43,7 +44,7 @@ def use_torchvision_policy(dataset, name: str, data_config: dict, *, interpolati
     replace_policies(dataset, lambda step: policy)
 
 
-def replace_policies(dataset, replacement: Callable):
+def replace_policies(dataset: Any, replacement: Callable):
     """Put others in the place of a training set's policies.
 
     Args:
@@ -57,7 +58,7 @@ def replace_policies(dataset, replacement: Callable):
         pipeline.transforms = [replacement(step) if isinstance(step, _POLICIES) else step for step in steps]
 
 
-def use_pad_crop(dataset, data_config, *, padding, mode):
+def use_pad_crop(dataset: Any, data_config: dict[str, Any], *, padding: int, mode: Any):
     """Replace the random resized crop of a training set by the CIFAR augmentation: pad, then crop at random.
 
     Images of another size are first resized, keeping their aspect ratio, to the smallest size that holds the input.
@@ -79,7 +80,7 @@ def use_pad_crop(dataset, data_config, *, padding, mode):
     )
 
 
-def weaken_policies(dataset, probability):
+def weaken_policies(dataset: Any, probability: float):
     """Apply a training set's policies (AutoAugment and the like) to some of the images only.
 
     Args:

@@ -1,5 +1,8 @@
 """Unlabelled images beside the labelled ones: a data set and a loader of their own."""
 
+from argparse import Namespace
+from typing import Any
+
 from torch.utils.data import IterableDataset
 from torchvision.datasets import STL10
 
@@ -25,13 +28,13 @@ class UnlabelledData:
         **delivery: `device`, `img_dtype` and `num_classes`, as for `TrainLoader`.
     """
 
-    def __init__(self, dataset, data_config, *, batch_size: int, **delivery):
+    def __init__(self, dataset: Any, data_config: dict[str, Any], *, batch_size: int, **delivery):
         self.dataset = dataset
         self.batch_size = batch_size
         self._data = TrainLoader(dataset, data_config, **delivery)
         self._batches = None
 
-    def use(self, phase):
+    def use(self, phase: Any):
         """Make the loader that of a `training.phases.Phase`; an old one's workers end first."""
         unmixed = dict(mixup=0.0, cutmix=0.0, cutmix_minmax=None)
         phase = phase.with_options(batch_size=self.batch_size, updates_per_epoch=_ENDLESS, **unmixed)
@@ -62,7 +65,7 @@ class UnlabelledData:
         self._batches = self._data = None
 
 
-def create_unlabelled(args, data_config):
+def create_unlabelled(args: Namespace, data_config: dict[str, Any]):
     """The unlabelled images of these options.
 
     Returns:

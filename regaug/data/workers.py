@@ -3,13 +3,14 @@
 import functools
 import signal
 from collections.abc import Callable
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 _GRACE = 60  # seconds for the main process to finish its update
 
 
-def leave_signals_to_main(loader):
+def leave_signals_to_main(loader: Any):
     """Make a loader's workers outlive a signal to the whole process group, as schedulers and torchrun send it.
 
     Otherwise they end first, PyTorch raises in the main process, and no recovery checkpoint is written.
@@ -32,7 +33,7 @@ def start_worker(init: Callable[[int], None] | None, worker_id: int):
         init(worker_id)
 
 
-def _pass_over_once(signum, frame):
+def _pass_over_once(signum: Any, frame: Any):
     """The first SIGTERM is for the main process; after a second one, or some time, the worker ends."""
     signal.signal(signum, signal.SIG_DFL)
     signal.alarm(_GRACE)

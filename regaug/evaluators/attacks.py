@@ -25,7 +25,9 @@ FGSM_EPS = (0.05, 0.1, 0.15, 0.2, 0.25)  # GradAug, table 7
 PGD_EPS = (4 / 255,)  # the field's choice for ImageNet
 
 
-def input_gradient(logits: Callable[[torch.Tensor], torch.Tensor], input: torch.Tensor, target: torch.Tensor):
+def input_gradient(
+    logits: Callable[[torch.Tensor], torch.Tensor], input: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
     """Gradient of the cross-entropy with the hard labels with respect to the input: [B, C, H, W].
 
     Summed over the batch, so that every image has the gradient of its own loss.
@@ -36,7 +38,9 @@ def input_gradient(logits: Callable[[torch.Tensor], torch.Tensor], input: torch.
         return torch.autograd.grad(loss, input)[0]
 
 
-def perturb(input: torch.Tensor, gradient: torch.Tensor, step: torch.Tensor, low: torch.Tensor, high: torch.Tensor):
+def perturb(
+    input: torch.Tensor, gradient: torch.Tensor, step: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> torch.Tensor:
     """Move each value by `step` in the direction that raises the loss, within [low, high]."""
     return (input + step * gradient.sign()).clamp(low, high)
 
@@ -125,7 +129,9 @@ class Attack:
             yield 'top1', metrics['top1']
             yield 'top5', metrics['top5']
 
-    def _pgd(self, logits, input, target, eps, unit, bounds, indices) -> torch.Tensor:
+    def _pgd(
+        self, logits: Any, input: torch.Tensor, target: torch.Tensor, eps: Any, unit: Any, bounds: Any, indices: Any
+    ) -> torch.Tensor:
         """Logits [B, K] of the attacked images: of the start that misleads the network, otherwise of the last one."""
         step = (eps / 4 if self.step_size is None else self.step_size) * unit
         low, high = (input - eps * unit).maximum(bounds[0]), (input + eps * unit).minimum(bounds[1])

@@ -19,12 +19,22 @@ from PIL import Image, UnidentifiedImageError
 from regaug.errors import OptionError
 from regaug.evaluators.corruptions import ALEXNET, SEVERITIES, TYPES
 from regaug.evaluators.progress import Progress
-from regaug.options.parser import Parser
+from regaug.options.parser import Group, Option, Parser, check_values
 from regaug.seeds import derived_seed
 
 _logger = logging.getLogger('validate')
 SHORT_SIDE, CROP, QUALITY = 256, 224, 85
 SUFFIXES = ('.jpeg', '.jpg', '.png')
+OPTIONS = Group(
+    None,
+    Option('source', str, None, 'folder of images, one sub-folder per class'),
+    Option('destination', str, None, 'folder to make <type>/<severity>/<class>/ in'),
+    Option('--corruptions', str, list(ALEXNET), 'types to make', nargs='+', choices=TYPES),
+    Option('--severities', int, list(SEVERITIES), 'severities to make', nargs='+', choices=SEVERITIES),
+    Option('--per-class', int, None, 'images of each class (default: all)', low=1),
+    Option('--seed', int, 42, 'seed of what is random', low=0),
+    Option('-j --workers', int, os.cpu_count(), 'processes', low=1),
+)
 
 
 def prepare(path: Path) -> Image.Image:
@@ -101,29 +111,22 @@ def main(argv: Sequence[str] | None = None):
     Raises:
         OptionError: An option that cannot be used, no images, or the package is missing.
     """
-    parser = Parser(prog='python -m regaug.evaluators.corruptions', description='Make corrupted images.')
-    parser.add_argument('source', metavar='SRC', type=Path, help='folder of images, one sub-folder per class')
-    parser.add_argument('destination', metavar='DST', type=Path, help='folder to make <type>/<severity>/<class>/ in')
-    parser.add_argument(
-        '--corruptions', nargs='+', default=list(ALEXNET), choices=TYPES, help='types (default: the 15)'
-    )
-    parser.add_argument('--severities', nargs='+', type=int, default=list(SEVERITIES), choices=SEVERITIES)
-    parser.add_argument('--per-class', type=int, help='images of each class (default: all)')
-    parser.add_argument('--seed', type=int, default=42, help='seed of what is random (default: 42)')
-    parser.add_argument('-j', '--workers', type=int, default=os.cpu_count(), help='processes (default: one a core)')
+    parser = Parser([OPTIONS], prog='python -m regaug.evaluators.corruptions', description='Make corrupted images.')
     args = parser.parse_args(argv)
+    check_values(args, [OPTIONS])
+    source, destination = Path(args.source), Path(args.destination)
     if importlib.util.find_spec('imagecorruptions') is None:
         raise OptionError('corrupting images needs a package: pip install imagecorruptions-imaug')
-    images = find_images(args.source, args.per_class)
+    images = find_images(source, args.per_class)
     try:
-        args.destination.mkdir(parents=True, exist_ok=True)
+        destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OptionError(f'DST {args.destination}: {error}') from error
-    jobs = [(path, args.source, args.destination, args.corruptions, args.severities, args.seed) for path in images]
+        raise OptionError(f'DST {destination}: {error}') from error
+    jobs = [(path, source, destination, args.corruptions, args.severities, args.seed) for path in images]
     progress = Progress('Images', len(jobs), max(1, len(jobs) // 20))
     made = 0
     # Not forked: OpenCV and numba keep threads of their own.
-    with multiprocessing.get_context('spawn').Pool(max(1, args.workers)) as pool:
+    with multiprocessing.get_context('spawn').Pool(args.workers) as pool:
         for count in pool.imap(make_all, jobs):
             made += count
             progress.step(1)

@@ -83,7 +83,7 @@ class NumpyImages(Dataset):
     def __len__(self):
         return len(self.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any):
         image = Image.fromarray(self.images[index])
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
 

@@ -110,7 +110,9 @@ class Certification:
         for radius in RADII:
             yield f'certified_{radius:g}', certified_accuracy(certificates, radius)
 
-    def _certify_next(self, network, data, images, indices: Sequence[int], rank: int) -> Certificate | None:
+    def _certify_next(
+        self, network: nn.Module, data: Any, images: torch.Tensor, indices: Sequence[int], rank: int
+    ) -> Certificate | None:
         """Certify this process's one of some images, None if there is none for it."""
         if rank >= len(indices):
             return None

@@ -17,6 +17,7 @@ Modules are found by themselves, so a new method is a new file here, one in `opt
 import functools
 import importlib
 import pkgutil
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from torch import nn
 
 Metrics = dict[str, torch.Tensor | float]
 Term = tuple[str, Callable[..., dict[str, Any]]]
+Pictures = list[tuple[str, torch.Tensor, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Method:
         """Put around the network what DDP has to see beside it."""
         return network
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         """Prepare for a `training.phases.Phase` that the method is on in."""
 
     def start_epoch(self, epoch: int):
@@ -109,7 +111,7 @@ class Method:
         """
         return terms
 
-    def pictures(self) -> list[tuple[str, torch.Tensor, list[str]]]:
+    def pictures(self) -> Pictures:
         """What the method did to the last micro-batch for which `keep_pictures` was set.
 
         Returns:
@@ -125,13 +127,13 @@ def modules() -> tuple[ModuleType, ...]:
     return tuple(module for module in found if hasattr(module, 'create'))
 
 
-def create_methods(args, model: nn.Module, data_config: dict) -> list[Method]:
+def create_methods(args: Namespace, model: nn.Module, data_config: dict) -> list[Method]:
     """The methods that the options ask for, in the order in which they take part in an update."""
     created = [module.create(args, model, data_config) for module in modules()]
     return sorted((method for method in created if method is not None), key=lambda method: method.order)
 
 
-def adapt_phase(phase, epoch: int, args):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """A phase with what the methods' options change in it."""
     for module in modules():
         if hasattr(module, 'adapt_phase'):
@@ -139,7 +141,7 @@ def adapt_phase(phase, epoch: int, args):
     return phase
 
 
-def model_kwargs(args) -> dict[str, dict[str, Any]]:
+def model_kwargs(args: Namespace) -> dict[str, dict[str, Any]]:
     """Arguments of `timm.create_model` that methods need, by the option that asks for them."""
     found = {}
     for module in modules():

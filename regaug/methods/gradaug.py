@@ -6,11 +6,15 @@ the authors' rebuttal for the depth variant.
 
 import logging
 import random
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from timm.layers import PatchDropout
 from timm.utils import unwrap_model
+from torch import nn
 
 from regaug.errors import OptionError
 from regaug.methods import Method
@@ -65,23 +69,23 @@ class GradAug(Method):
     def __init__(
         self,
         *,
-        num_subnetworks,
-        min_width,
-        seed,
-        sizes=SIZE_SHARES,
-        transforms=('scale',),
-        targets='soft',
-        weight=1.0,
-        every=1,
-        batch_share=1.0,
-        average=False,
-        mask_ratio=0.5,
-        mask_patch=32,
-        rule='sandwich',
-        num_widths=0,
-        narrows=True,
-        make_subnet=None,
-        compile_kwargs=None,
+        num_subnetworks: Any,
+        min_width: Any,
+        seed: int,
+        sizes: Sequence[float] = SIZE_SHARES,
+        transforms: Any = ('scale',),
+        targets: str = 'soft',
+        weight: float = 1.0,
+        every: int = 1,
+        batch_share: float = 1.0,
+        average: bool = False,
+        mask_ratio: float = 0.5,
+        mask_patch: int = 32,
+        rule: str = 'sandwich',
+        num_widths: int = 0,
+        narrows: bool = True,
+        make_subnet: Any = None,
+        compile_kwargs: Any = None,
     ):
         self.num_subnetworks = num_subnetworks
         self.min_width = min_width
@@ -104,7 +108,7 @@ class GradAug(Method):
         self._seen = {}
         self._inside_ddp = False
 
-    def attach(self, task):
+    def attach(self, task: nn.Module):
         """Build the sub-networks, and compile them under `--gradaug-compile`."""
         self.subnet = self.make_subnet(unwrap_model(task.get_trainable_module()))
         if 'mask' in self.transforms and hasattr(self.subnet.module, 'patch_drop'):
@@ -117,11 +121,11 @@ class GradAug(Method):
             self.subnet.module.compile(**self.compile_kwargs, dynamic=False)
             _logger.info(f'GradAug: --gradaug-compile draws widths from {self.width_choices} only, not uniformly.')
 
-    def wrap(self, network):
+    def wrap(self, network: nn.Module):
         self._inside_ddp = True
         return SubnetSwitch(network, self.subnet)
 
-    def train(self, mode):
+    def train(self, mode: bool):
         if self.subnet is not None:
             self.subnet.train(mode)
 
@@ -132,10 +136,10 @@ class GradAug(Method):
             for name, (inputs, draw) in self._seen.items()
         ]
 
-    def runs_in(self, num_updates):
+    def runs_in(self, num_updates: int):
         return num_updates % self.every == 0
 
-    def draw(self, num_updates, height):
+    def draw(self, num_updates: int, height: int):
         """The sub-networks of an update, in the order in which they run; the same on every rank and after a resume."""
         rng = random.Random(derived_seed('gradaug', self.seed, num_updates))
         widths = draw_widths(rng, self.num_subnetworks, self.min_width, self.width_choices, self.rule)
@@ -153,7 +157,7 @@ class GradAug(Method):
             for width in widths
         ]
 
-    def loss_terms(self, terms, input, target, context):
+    def loss_terms(self, terms: Any, input: torch.Tensor, target: torch.Tensor, context: Any):
         """The terms so far, then one for each sub-network; the first one's output is what they learn (equation 4)."""
         if not self.runs_in(context.num_updates):
             return terms
@@ -188,7 +192,7 @@ class GradAug(Method):
         subnets = [(f'sub{index}', subnet_term(draw, index)) for index, draw in enumerate(draws, start=1)]
         return [(name, full_term), *others, *subnets]
 
-    def run_subnet(self, draw, index, input, context, *kind):
+    def run_subnet(self, draw: Any, index: Any, input: torch.Tensor, context: Any, *kind):
         """Run a sub-network on the rows of a batch that it sees, transformed.
 
         Args:
@@ -213,11 +217,11 @@ class GradAug(Method):
         with separate_randomness(input.device, *varies), context.autocast():
             return self._forward(inputs, context.network), rows
 
-    def _forward(self, input, network):
+    def _forward(self, input: torch.Tensor, network: nn.Module):
         """Logits of the sub-network that is set, through DDP where it has to know of them."""
         return network(input, use_subnet=True) if self._inside_ddp else self.subnet(input)
 
-    def expected_cost(self, share_of_flops, height, samples=256):
+    def expected_cost(self, share_of_flops: Any, height: int, samples: int = 256):
         """Cost of an update relative to plain training, by FLOPs, averaged over the sizes and some updates' widths.
 
         Args:
@@ -233,7 +237,7 @@ class GradAug(Method):
         return 1 + share_of_width * share_of_pixels * share_of_rows / self.every
 
 
-def create(args, model, data_config):
+def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
     """GradAug for these options, its sub-networks planned but not yet built; None with `--gradaug 0`.
 
     Raises:
@@ -281,7 +285,7 @@ def create(args, model, data_config):
     return gradaug
 
 
-def adapt_phase(phase, epoch, args):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """Sub-networks run from `--gradaug-start-epoch` on, and in refinement unless `--refine-plain`."""
     if not args.gradaug:
         return phase
@@ -290,7 +294,7 @@ def adapt_phase(phase, epoch, args):
     return phase.on('gradaug') if epoch >= args.gradaug_start_epoch else phase
 
 
-def model_kwargs(args):
+def model_kwargs(args: Namespace):
     """Depth sub-networks need a model with drop path."""
     if args.gradaug and args.gradaug_subnet == 'depth':
         return {'--gradaug-subnet depth': {'drop_path_rate': args.gradaug_depth_rate}}

@@ -56,7 +56,7 @@ class ManifoldMixup(Method):
         layer = rng.choice([None, *self.layers])
         return layer, rng.betavariate(self.alpha, self.alpha), torch.randperm(batch_size, generator=generator)
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         self.alpha = phase.options.manifold_mixup
 
     def loss_terms(self, terms: list[Term], input: torch.Tensor, target: torch.Tensor, context: Context) -> list[Term]:
@@ -136,6 +136,6 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Ma
     )
 
 
-def adapt_phase(phase, epoch: int, args: Namespace):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """It is off in refinement; elsewhere targets are soft."""
     return replace(phase.on('manifold_mixup'), soft_targets=True) if phase.options.manifold_mixup else phase

@@ -6,7 +6,7 @@ section 2 and algorithm 1.
 
 import functools
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,12 @@ from timm.data.loader import adapt_to_chs
 from torch import nn
 
 from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
-from regaug.methods import Metrics
-from regaug.methods.scoring import Choice, Scorer, Selection, lowest_losses, worst_of
+from regaug.methods import Metrics, Pictures
+from regaug.methods.scoring import SHOWN, Choice, Scorer, Selection, Selector, lowest_losses, worst_of
 from regaug.seeds import derived_seed
 
 
-class MaxUp:
+class MaxUp(Selector):
     """Draws m augmented copies of every sample and keeps each sample's worst.
 
     Args:
@@ -49,6 +49,7 @@ class MaxUp:
         self.seed = seed
         self.views = views
         self.excess = excess
+        self._shown = None
 
     @torch.no_grad()
     def __call__(
@@ -70,9 +71,12 @@ class MaxUp:
             input, target, lam = next(candidates)
         else:
             floor = functools.partial(lowest_losses, self.scorer.task.criterion) if self.excess else None
-            choice = worst_of(candidates, self.scorer, floor)
+            shown = []
+            choice = worst_of(self.show(candidates, shown) if self.keep_pictures else candidates, self.scorer, floor)
             input, target, lam = choice.chosen
             metrics = self.metrics(choice)
+            if self.keep_pictures:
+                self._shown = torch.stack(shown, dim=1), choice
         return input, target, {**metrics, 'maxup_lambda': lam.mean()}
 
     def candidates(
@@ -90,6 +94,25 @@ class MaxUp:
                 if kept is not None:
                     lam = lam * kept
             yield input, mixed, lam
+
+    def show(self, candidates: Iterable[tuple[torch.Tensor, ...]], shown: list[torch.Tensor]):
+        """The candidates; the images of the first samples are put aside as they pass."""
+        for candidate in candidates:
+            shown.append(candidate[0][: max(1, SHOWN // self.num_copies)].clone())
+            yield candidate
+
+    def pictures(self) -> Pictures:
+        """The copies of the first samples, sample by sample, with their losses."""
+        if self._shown is None:
+            return []
+        images, choice = self._shown
+        losses, chosen = choice.losses.T.tolist(), choice.index.tolist()
+        captions = [
+            f'loss {loss:.2f}' + (', chosen' if copy == chosen[sample] else '')
+            for sample in range(len(images))
+            for copy, loss in enumerate(losses[sample])
+        ]
+        return [('maxup', images.flatten(0, 1), captions)]
 
     def metrics(self, choice: Choice) -> Metrics:
         """What to log about a choice."""
@@ -112,7 +135,7 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Se
     return Selection('maxup', build, data_config, option=option, scores=args.maxup > 1)
 
 
-def create_maxup(phase, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
+def create_maxup(phase: Any, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
     """MaxUp as it is in a phase.
 
     Args:
@@ -147,7 +170,7 @@ def create_maxup(phase, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
     )
 
 
-def adapt_phase(phase, epoch: int, args: Namespace):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """One copy in the warm-up, and where nothing is left that makes copies differ; off in refinement."""
     if not phase.options.maxup:
         return phase

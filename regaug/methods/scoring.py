@@ -16,8 +16,10 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 from torch import nn
 
 from regaug.errors import OptionError
-from regaug.methods import Context, Method, Metrics
+from regaug.methods import Context, Method, Metrics, Pictures
 from regaug.slimmable.structure import batch_norms
+
+SHOWN = 16  # images of a picture
 
 
 def sample_losses(criterion: nn.Module, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -116,8 +118,24 @@ class Scorer:
                 raise ValueError(f'a scoring pass would change the buffer {name!r} of {type(module).__name__}')
 
 
-# Chooses what to train on: (input, target, key) -> (input, target, metrics).
-Selector = Callable[[torch.Tensor, torch.Tensor, tuple[int, int, int]], tuple[torch.Tensor, torch.Tensor, Metrics]]
+class Selector:
+    """Chooses what to train on.
+
+    Attributes:
+        keep_pictures: keep what the next call chooses from, for `pictures`.
+    """
+
+    keep_pictures = False
+
+    def __call__(
+        self, input: torch.Tensor, target: torch.Tensor, key: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
+        """Choose by means of draws that depend on the run's seed and the key alone; returns metrics as well."""
+        raise NotImplementedError
+
+    def pictures(self) -> Pictures:
+        """What the last call with `keep_pictures` chose from, see `Method.pictures`."""
+        return []
 
 
 class Selection(Method):
@@ -157,11 +175,15 @@ class Selection(Method):
         except ValueError as error:
             raise OptionError(f'{self.option}: {error}') from error
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         self.selector = self.build(phase, self.task)
 
     def select(self, input: torch.Tensor, target: torch.Tensor, context: Context):
+        self.selector.keep_pictures = self.keep_pictures
         return self.selector(input, target, context.key)
+
+    def pictures(self) -> Pictures:
+        return self.selector.pictures() if self.keep_pictures else []
 
 
 @contextmanager

@@ -7,7 +7,9 @@ transformed image. Weight, ramp and cut-off are not in the paper; their words ar
 
 import copy
 import logging
+from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +93,7 @@ class GradAugSemi(Method):
         self.gradaug = None
         self._pseudo_label: Callable[[torch.Tensor], torch.Tensor] | None = None
 
-    def attach(self, task):
+    def attach(self, task: nn.Module):
         [self.gradaug] = [method for method in task.methods if method.name == 'gradaug']
         scorer = Scorer(task)
 
@@ -102,10 +104,10 @@ class GradAugSemi(Method):
 
         self._pseudo_label = average if self.teacher == 'ema' else scorer.forward
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         self.data.use(phase)
 
-    def start_epoch(self, epoch):
+    def start_epoch(self, epoch: int):
         self.data.restart()
 
     def close(self):
@@ -116,7 +118,7 @@ class GradAugSemi(Method):
         ramp = min(1.0, num_updates / self.warmup_updates) if self.warmup_updates else 1.0
         return self.loss_ratio * ramp
 
-    def loss_terms(self, terms, input, target, context):
+    def loss_terms(self, terms: Any, input: torch.Tensor, target: torch.Tensor, context: Any):
         """The terms so far, then one on unlabelled images for each sub-network of the update."""
         gradaug = self.gradaug
         if not gradaug.runs_in(context.num_updates):
@@ -153,7 +155,7 @@ class GradAugSemi(Method):
         return [*terms, *((f'ulb{index}', unlabelled_term(draw, index)) for index, draw in draws)]
 
 
-def create(args, model, data_config):
+def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
     """GradAug-semi for these options; None without unlabelled images, or where they have no weight."""
     if not (args.unlabeled_split and args.uratio and args.ulb_loss_ratio):
         return None
@@ -183,7 +185,7 @@ def create(args, model, data_config):
     )
 
 
-def adapt_phase(phase, epoch, args):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """Unlabelled images train whenever GradAug's sub-networks do."""
     on = args.unlabeled_split and args.uratio and args.ulb_loss_ratio and 'gradaug' in phase.methods
     return phase.on('semi') if on else phase

@@ -8,8 +8,10 @@ import copy
 import functools
 import math
 import random
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +117,7 @@ def mask(input: torch.Tensor, ratio: float, patch: int, seed: int) -> torch.Tens
     return input.masked_fill(masked, 0)
 
 
-def transform(input, draw, names, *, mask_ratio=0.5, mask_patch=32):
+def transform(input: torch.Tensor, draw: Any, names: Sequence[str], *, mask_ratio: float = 0.5, mask_patch: int = 32):
     """Transform a normalised batch for a sub-network.
 
     Args:
@@ -147,7 +149,7 @@ def transform(input, draw, names, *, mask_ratio=0.5, mask_patch=32):
     return input.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def soft_label_loss(output, teacher_output, criterion):
+def soft_label_loss(output: torch.Tensor, teacher_output: torch.Tensor, criterion: nn.Module):
     """Distance of a sub-network's output from the full network's, in float32.
 
     Args:
@@ -170,16 +172,16 @@ class SubnetSwitch(nn.Module):
     It holds the full network as `module`, where `timm.utils.unwrap_model` looks for it.
     """
 
-    def __init__(self, module, subnet):
+    def __init__(self, module: nn.Module, subnet: Any):
         super().__init__()
         self.module = module
         object.__setattr__(self, 'subnet', subnet)  # hidden from parameters() and state_dict()
 
-    def forward(self, input, use_subnet=False):
+    def forward(self, input: torch.Tensor, use_subnet: bool = False):
         return self.subnet(input) if use_subnet else self.module(input)
 
 
-def check_sizes(model, input_size, sizes, *, single=False):
+def check_sizes(model: nn.Module, input_size: Sequence[int], sizes: Sequence[float], *, single: bool = False):
     """Run the model's shapes at each size.
 
     Args:
@@ -203,7 +205,7 @@ def check_sizes(model, input_size, sizes, *, single=False):
             )
 
 
-def plan_subnetworks(args, model, input_size):
+def plan_subnetworks(args: Namespace, model: nn.Module, input_size: Sequence[int]):
     """What the sub-networks will be.
 
     Returns:
@@ -214,7 +216,8 @@ def plan_subnetworks(args, model, input_size):
         rates = take_drop_path(model)
         if not rates:
             raise OptionError(f'--gradaug-subnet depth: --model {args.model} has no drop path.')
-        return functools.partial(DepthTwin, rates=rates), lambda width: 1.0, f'drop path in {len(rates)} blocks'
+        make_subnet = functools.partial(DepthTwin, rates=rates, mode=args.gradaug_depth_mode)
+        return make_subnet, lambda width: 1.0, f'drop path in {len(rates)} blocks'
     try:
         plan = SlimmablePlan(model, input_size)
     except ValueError as error:

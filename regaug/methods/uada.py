@@ -25,8 +25,8 @@ from torch import nn
 from regaug.augment.operators import NUM_LEVELS, OPERATORS
 from regaug.augment.parameters import BASE, Augmentation, Parameters
 from regaug.errors import OptionError
-from regaug.methods import Metrics
-from regaug.methods.scoring import Scorer, Selection, select, without_nan
+from regaug.methods import Metrics, Pictures
+from regaug.methods.scoring import SHOWN, Scorer, Selection, Selector, select, without_nan
 from regaug.seeds import derived_seed
 
 
@@ -47,7 +47,7 @@ class Candidates:
     passes: int
 
 
-class UADA:
+class UADA(Selector):
     """Chooses the augmentation of each sample.
 
     Args:
@@ -76,6 +76,7 @@ class UADA:
         self.delta = delta
         self.epsilon = epsilon
         self.step = step
+        self._shown = None
 
     @torch.no_grad()
     def __call__(
@@ -98,7 +99,7 @@ class UADA:
             images, _ = self.augmentation.apply(input, {BASE: base})
             return images[BASE], target, {'uada_passes': 0.0}
         at_random = self.step == 'random'
-        steps = self.augmentation.draw_steps(rng, base, input, self.delta, toss_flips=at_random)
+        steps = self.augmentation.draw_steps(rng, base, self.delta, toss_flips=at_random)
         move = self.move_at_random if at_random else self.move_by_probes
         candidates = move(input, target, base, steps)
         # Step 5: each sample trains on its worst candidate.
@@ -106,6 +107,9 @@ class UADA:
         images, *others = candidates.images.values()
         for number, moved in enumerate(others, start=1):
             images = select(index == number, moved, images)
+        if self.keep_pictures:
+            pairs = torch.stack([candidates.images[BASE][: SHOWN // 2], images[: SHOWN // 2]], dim=1)
+            self._shown = pairs, candidates.losses, index
         return images, target, self.metrics(candidates, index, steps.get('policy'))
 
     def move_by_probes(
@@ -114,18 +118,20 @@ class UADA:
         """Move the groups along the sign of the loss's finite differences: steps 1 to 4."""
         augmentation = self.augmentation
         # Step 1, scored, and step 2: one probe for each group.
-        probes = {group: augmentation.move(base, group, step, input) for group, step in steps.items()}
+        probes = {group: augmentation.move(base, group, step) for group, step in steps.items()}
         images, before_cutout = augmentation.apply(input, {BASE: base, **probes})
         losses = {name: self.scorer(batch, target) for name, batch in images.items()}
         passes = len(images)
 
         # Step 3: all coordinates of a group follow the one difference that its probe made, each by the sign of its own
-        # step (equation 5). Where a probe made none, and where a loss is no number, nothing moves.
+        # step (equation 5), as in the released code also one that a bound held back while others moved. Where a bound
+        # held back the whole probe, and where a loss is no number, nothing moves.
+        losses = self.own_losses({BASE: base, **probes}, losses)
         moved = {}
         for group, step in steps.items():
             uphill = (losses[group] - losses[BASE]).sign().nan_to_num() * (-1 if self.step == 'descend' else 1)
             uphill = uphill.to(step.dtype).view(-1, *[1] * (step.ndim - 1))
-            moved[group] = augmentation.move(base, group, self.epsilon * uphill * step.sign(), input)
+            moved[group] = augmentation.move(base, group, self.epsilon * uphill * step.sign())
 
         # Step 4: score them. A flip has two values, so its candidate is the probe or the base, both scored already.
         unscored = {group: params for group, params in moved.items() if group != 'flip'}
@@ -141,8 +147,7 @@ class UADA:
     ) -> Candidates:
         """Move the groups up or down by the toss of a coin, without a probe."""
         moved = {
-            group: self.augmentation.move(base, group, self.epsilon * step.sign(), input)
-            for group, step in steps.items()
+            group: self.augmentation.move(base, group, self.epsilon * step.sign()) for group, step in steps.items()
         }
         params = {BASE: base, **moved}
         images, _ = self.augmentation.apply(input, params)
@@ -156,22 +161,37 @@ class UADA:
         losses: dict[str, torch.Tensor],
         passes: int,
     ) -> Candidates:
-        """`Candidates` in the order of the parameters; what did not move is the base, with the base's loss.
-
-        Another pass may give the same image another loss: batch statistics depend on the rest of the batch.
-        """
-        known = {
-            name: torch.where(self.augmentation.same(other, params[BASE], name), losses[BASE], losses[name])
-            for name, other in params.items()
-            if name != BASE
-        }
+        """`Candidates` in the order of the parameters."""
         images = {name: images[name] for name in params}
-        return Candidates(params, images, {BASE: losses[BASE], **known}, passes)
+        return Candidates(params, images, self.own_losses(params, losses), passes)
+
+    def own_losses(self, params: dict[str, Parameters], losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The losses, but that of the base where a sample's parameters have not moved.
+
+        Batch statistics depend on the rest of the batch: the same image has another loss in another pass.
+        """
+        base, same = params[BASE], self.augmentation.same
+        return {BASE: losses[BASE]} | {
+            group: torch.where(same(moved, base, group), losses[BASE], losses[group])
+            for group, moved in params.items()
+            if group != BASE
+        }
 
     def choose(self, candidates: Candidates) -> torch.Tensor:
         """Number of the candidate that each sample trains on, int64 [B]; of equal ones the first, NaN last."""
         losses = torch.stack(list(candidates.losses.values()))
         return without_nan(-losses if self.step == 'descend' else losses).argmax(dim=0)
+
+    def pictures(self) -> Pictures:
+        """The first samples as they were drawn and, each after that, as they are trained on, with their losses."""
+        if self._shown is None:
+            return []
+        pairs, losses, index = self._shown
+        values, names, captions = torch.stack(list(losses.values())).T.tolist(), list(losses), []
+        for sample, number in enumerate(index[: len(pairs)].tolist()):
+            before, after = values[sample][0], values[sample][number]
+            captions += [f'loss {before:.2f}', f'{names[number]}: loss {after:.2f}' if number else 'as it was drawn']
+        return [('uada', pairs.flatten(0, 1), captions)]
 
     def metrics(self, candidates: Candidates, index: torch.Tensor, step: torch.Tensor | None) -> Metrics:
         """What to log about the choice.
@@ -223,7 +243,7 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Se
     return Selection('uada', build, data_config, option=option, scores=args.uada_epsilon > 0)
 
 
-def create_uada(phase, task: nn.Module, args: Namespace, data_config: dict[str, Any]) -> UADA:
+def create_uada(phase: Any, task: nn.Module, args: Namespace, data_config: dict[str, Any]) -> UADA:
     """UADA as it is in a phase.
 
     Args:
@@ -256,7 +276,7 @@ def create_uada(phase, task: nn.Module, args: Namespace, data_config: dict[str, 
     )
 
 
-def adapt_phase(phase, epoch: int, args: Namespace):
+def adapt_phase(phase: Any, epoch: int, args: Namespace):
     """Images come in [0, 1], and the loader leaves to UADA what its groups do; off in refinement."""
     if not phase.options.uada:
         return phase

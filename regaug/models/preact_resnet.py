@@ -6,6 +6,7 @@ ResNet-18 behind a 3x3 stem. Public code leaves out its last batch-norm and acti
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
@@ -40,8 +41,8 @@ class PreActBlock(nn.Module):
         stride: int = 1,
         conv_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: Any = None,
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
@@ -95,8 +96,8 @@ class PreActResNet(StagedNet):
         drop_rate: float = 0.0,
         conv_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: Any = None,
     ):
         dd = {'device': device, 'dtype': dtype}
         rates = iter(calculate_drop_path_rates(drop_path_rate, blocks_per_stage * len(channels)))

@@ -4,6 +4,8 @@ Source: D. Han et al., "Deep Pyramidal Residual Networks", CVPR 2017, arXiv 1610
 widening), with ShakeDrop (Y. Yamada et al., arXiv 1802.02375) on request.
 """
 
+from typing import Any
+
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
@@ -42,8 +44,8 @@ class PyramidBottleneck(nn.Module):
         stride: int = 1,
         shakedrop: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: Any = None,
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
@@ -95,8 +97,8 @@ class PyramidNet(StagedNet):
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: Any = None,
     ):
         assert (depth - 2) % 9 == 0, f'depth {depth} is not 9 n + 2'
         dd = {'device': device, 'dtype': dtype}

@@ -5,6 +5,8 @@ ResNet-110). ResNet-18 and ResNet-50 for CIFAR are timm's with a 3x3 stem of str
 augmentation papers use them.
 """
 
+from typing import Any
+
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -56,8 +58,8 @@ class ResidualBlock(nn.Module):
         *,
         stride: int = 1,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: Any = None,
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
@@ -98,8 +100,8 @@ class CifarResNet(StagedNet):
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: Any = None,
     ):
         assert (depth - 2) % 6 == 0, f'depth {depth} is not 6 n + 2'
         dd = {'device': device, 'dtype': dtype}

@@ -4,6 +4,8 @@ Source: X. Gastaldi, "Shake-Shake regularization", arXiv 1705.07485 (section 2.1
 of the layers.
 """
 
+from typing import Any
+
 import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
@@ -58,7 +60,15 @@ class ShakeShakeBlock(nn.Module):
         stride: Stride of the first convolutions and of the shortcut.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, device=None, dtype=None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        device: torch.device | None = None,
+        dtype: Any = None,
+    ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.branch1 = Branch(in_channels, out_channels, stride, **dd)
@@ -95,8 +105,8 @@ class ShakeShakeNet(StagedNet):
         in_chans: int = 3,
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: torch.device | None = None,
+        dtype: Any = None,
     ):
         assert (depth - 2) % 6 == 0, f'depth {depth} is not 6 n + 2'
         dd = {'device': device, 'dtype': dtype}

@@ -7,7 +7,8 @@ module a theme; themes are found by looking into this folder, so that a new meth
   the others have no effect (a warning if they are given), with it what no method can work with is refused.
 - `resolve(args, chosen)`, optional: sets defaults that depend on other options; `chosen` holds what the command line or
   a file says, by attribute name.
-- `check(args)`, optional: raises an `OptionError` for what cannot work, once all values are in the bounds of the rows.
+- `check(args)`, optional: raises an `OptionError` for what cannot work, once all values are in the bounds of the rows;
+  called with the options of each script that the theme has rows for.
 
 Themes come in alphabetical order.
 """

@@ -23,13 +23,14 @@ _SAME = {
     'data_dir': ['data'],
     'lr_base': ['lr'],
 }
+BASE = 'base'
 _TUPLE = 'tag:yaml.org,2002:python/tuple'
 
 
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader, and tuples (values in `key=value` options); a key given twice is an error."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False):
         keys = [key.value for key, _ in node.value]
         for index, (key, _) in enumerate(node.value):
             if key.value in keys[:index]:
@@ -53,11 +54,30 @@ def as_yaml(values: dict[str, Any]) -> str:
 def read_config(path: str, parser: Parser, groups: Iterable[Group]) -> dict[str, Any]:
     """Read values by attribute name from a YAML file, each line as what it stands for on the command line.
 
+    A line `base: FILE` names another file, relative to this one, whose values hold where this one says nothing. That
+    one has no base itself.
+
     Args:
         path: The file. Its keys are names of options, written with '-' or '_'.
         parser: Of the command line, without defaults.
         groups: The options that may be set.
     """
+    options = {name: option for group in groups for option in group.options for name in _names(option)}
+    content = _load(path)
+    if BASE not in content:
+        return _values(path, content, parser, options)
+    base = content.pop(BASE)
+    if not isinstance(base, str):
+        raise OptionError(f'--config {path}: {BASE}: {base!r}: takes the name of one file')
+    base = str(Path(path).parent / base)
+    inherited = _load(base)
+    if BASE in inherited:
+        raise OptionError(f'--config {path}: {BASE}: {base} has a base itself; one is all there may be')
+    return {**_values(base, inherited, parser, options), **_values(path, content, parser, options)}
+
+
+def _load(path: str) -> dict[str, Any]:
+    """Return the lines of a file by key."""
     try:
         content = yaml.load(Path(path).read_text(encoding='utf-8'), Loader) or {}
     except OSError as error:
@@ -66,7 +86,11 @@ def read_config(path: str, parser: Parser, groups: Iterable[Group]) -> dict[str,
         raise OptionError(f'--config {path}: no valid YAML ({" ".join(str(error).split())})') from None
     if not isinstance(content, dict):
         raise OptionError(f'--config {path}: expected "option: value" lines, got {content!r}')
-    options = {name: option for group in groups for option in group.options for name in _names(option)}
+    return content
+
+
+def _values(path: str, content: dict[str, Any], parser: Parser, options: dict[str, Option]) -> dict[str, Any]:
+    """Return the values of a file by attribute name."""
     values = {}
     for key, value in content.items():
         name = str(key).replace('-', '_')

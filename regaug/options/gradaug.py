@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from timm.optim import get_optimizer_info
 
-from regaug.options.parser import Group, Option, flag, refuse_with, require, spell
+from regaug.options.parser import Group, Option, flag, refuse_with, require, shown
 from regaug.options.timm_checks import main_epochs, training_size
 
 _WIDTH, _DEPTH = '--gradaug-subnet=width', '--gradaug-subnet=depth'
@@ -54,9 +54,9 @@ def check(args: Namespace):
         return
     refuse_with(args, '--gradaug', ['--kd-model-name'], 'sub-networks learn from the full network alone')
     first_order = not get_optimizer_info(args.opt.split('_')[-1]).second_order
-    require(args, '--gradaug', first_order, f'does not go with the second-order optimiser of {spell(args, "--opt")}')
+    require(args, '--gradaug', first_order, f'does not go with the second-order optimiser of {shown(args, "--opt")}')
     square = args.input_size is None or args.input_size[1] == args.input_size[2]
-    why = f'rotate needs a square input, not {spell(args, "--input-size")}'
+    why = f'rotate needs a square input, not {shown(args, "--input-size")}'
     require(args, '--gradaug-transforms', square or 'rotate' not in args.gradaug_transforms, why)
     used = {'scale', 'crop'} & set(args.gradaug_transforms)
     require(args, '--gradaug-sizes', args.gradaug_sizes is None or used, 'only scale and crop change the size')
@@ -69,4 +69,4 @@ def check(args: Namespace):
     reached = args.gradaug_start_epoch < max(epochs, 1)
     require(args, '--gradaug-start-epoch', reached, f'is never reached in {epochs} epochs')
     by_width = not args.gradaug_compile or args.gradaug_subnet == 'width'
-    require(args, '--gradaug-compile', by_width, f'fixes widths, which {spell(args, "--gradaug-subnet")} has not')
+    require(args, '--gradaug-compile', by_width, f'fixes widths, which {shown(args, "--gradaug-subnet")} has not')

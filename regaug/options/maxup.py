@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from regaug.options.parser import Group, Option, refuse_with, require, require_known, spell, value_of
+from regaug.options.parser import Group, Option, refuse_with, require, require_known, shown, value_of
 from regaug.options.timm_data_checks import mixing_flags, refuse_stream
 
 AUGMENTATIONS = ('cutmix', 'mixup', 'cutout', 'gauss', 'views')
@@ -54,7 +54,7 @@ def check(args: Namespace):
     ends = ['--epochs', *(['--mixup-off-epoch'] if args.mixup_off_epoch and {*names} <= {'cutmix', 'mixup'} else [])]
     for flag in ends:  # more than one copy is drawn in some epoch
         in_time = args.maxup == 1 or args.maxup_warmup_epochs < value_of(args, flag) or not args.epochs
-        why = f'{spell(args, "--maxup")} would never begin before {spell(args, flag)}'
+        why = f'{shown(args, "--maxup")} would never begin before {shown(args, flag)}'
         require(args, '--maxup-warmup-epochs', in_time, why)
 
 
@@ -66,4 +66,4 @@ def check_strengths(args: Namespace, names: list[str]):
         if name not in names:
             refuse_with(args, '--maxup-aug', flags, f'the loader does not mix under MaxUp; add {name} to --maxup-aug')
     by_sample = args.mixup_mode in ('batch', 'elem')
-    require(args, '--mixup-mode', by_sample, f'under {spell(args, "--maxup")} every sample has a mixture of its own')
+    require(args, '--mixup-mode', by_sample, f'under {shown(args, "--maxup")} every sample has a mixture of its own')

@@ -112,7 +112,7 @@ def flag(flags: str, help: str, **keywords) -> Option:
 
 
 class Group:
-    """The options under one heading, or among argparse's own; without its switch, the others have no effect."""
+    """Options under one heading, which groups may share; they have no effect without the switch."""
 
     def __init__(self, title: str | None, *options: Option, switch: str = ''):
         self.title, self.options, self.switch = title, options, switch
@@ -121,7 +121,7 @@ class Group:
 class KeyValues(ParseKwargs):
     """timm's action for `key=value` pairs; a pair without '=' is a clear error instead of a stack trace."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None):
         for value in values:
             if value and '=' not in value:
                 raise OptionError(f'{option_string} {value}: pairs are written key=value')
@@ -133,15 +133,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, groups: Iterable[Group], *, defaults: bool = True, **keywords):
         super().__init__(**keywords)
+        targets = {None: self}
         for group in groups:
-            target = self.add_argument_group(group.title) if group.title else self
+            if group.title not in targets:
+                targets[group.title] = self.add_argument_group(group.title)
             for option in group.options:
-                option.add_to(target, defaults=defaults)
+                option.add_to(targets[group.title], defaults=defaults)
 
-    def error(self, message):
+    def error(self, message: Any):
         raise OptionError(message)
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(self, args: Namespace | None = None, namespace: Any = None):
         """Parse the command line; unknown options are named together with the nearest known ones."""
         parsed, extra = self.parse_known_args(args, namespace)
         if extra:
@@ -173,8 +175,8 @@ def is_set(value: Any) -> bool:
     return value is not None and value is not False and value not in ('', [], {})
 
 
-def spell(args: Namespace, flag: str) -> str:
-    """Write an option as it would stand on the command line, value included."""
+def shown(args: Namespace, flag: str) -> str:
+    """Show an option as it would stand on the command line, value included."""
     value = value_of(args, flag)
     if value is True or value is None or value in ([], {}):
         return flag
@@ -188,13 +190,13 @@ def spell(args: Namespace, flag: str) -> str:
 def require(args: Namespace, flag: str, condition: Any, why: str):
     """Raise an `OptionError` that names option, value and reason unless the condition holds."""
     if not condition:
-        raise OptionError(f'{spell(args, flag)}: {why}')
+        raise OptionError(f'{shown(args, flag)}: {why}')
 
 
 def refuse_with(args: Namespace, flag: str, others: Iterable[str], why: str):
     """Raise an `OptionError` if `flag` and one of the other options are on: set, not zero, not empty."""
     for other in others if value_of(args, flag) else ():
-        require(args, flag, not value_of(args, other), f'does not go with {spell(args, other)} ({why})')
+        require(args, flag, not value_of(args, other), f'does not go with {shown(args, other)} ({why})')
 
 
 def require_known(args: Namespace, flag: str, value: str, known: Iterable[str], kind: str = 'value'):
@@ -220,7 +222,7 @@ def naming(args: Namespace, *flags: str, hint: str = ''):
     try:
         yield
     except Exception as error:  # whatever a library makes of values that it does not like
-        given = ' '.join(spell(args, flag) for flag in flags if flag == flags[0] or is_set(value_of(args, flag)))
+        given = ' '.join(shown(args, flag) for flag in flags if flag == flags[0] or is_set(value_of(args, flag)))
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise OptionError(f'{given}: cannot be used ({reason}){hint and "; "}{hint}') from error
 
@@ -242,7 +244,7 @@ def warn_without_effect(args: Namespace, groups: Iterable[Group], given: Iterabl
             lacking = [needs for needs in conditions if needs and not any(is_on(args, need) for need in needs)]
             if option.dest in given and lacking:
                 switches = ' or '.join(need.replace('=', ' ') for need in lacking[0])
-                warn(f'{spell(args, option.label)} has no effect without {switches}.')
+                warn(f'{shown(args, option.label)} has no effect without {switches}.')
 
 
 def is_on(args: Namespace, need: str) -> bool:

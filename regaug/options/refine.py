@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from regaug.options.parser import Group, Option, flag, require, spell, warn
+from regaug.options.parser import Group, Option, flag, require, shown, warn
 
 _LR = 'learning rate of the refinement (default: the last of a step schedule, 1/1000 of the peak otherwise)'
 
@@ -24,6 +24,6 @@ def check(args: Namespace):
         return
     require(args, '--refine-lr', args.refine_lr != 0, 'must be positive')
     in_time = args.refine_fade <= args.epochs
-    require(args, '--refine-fade', in_time, f'must not be longer than the main phase ({spell(args, "--epochs")})')
+    require(args, '--refine-fade', in_time, f'must not be longer than the main phase ({shown(args, "--epochs")})')
     if args.refine_lr and args.lr and args.refine_lr > args.lr:
-        warn(f'{spell(args, "--refine-lr")} is above the peak learning rate, {spell(args, "--lr")}.')
+        warn(f'{shown(args, "--refine-lr")} is above the peak learning rate, {shown(args, "--lr")}.')

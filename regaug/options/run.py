@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from regaug.options.parser import Group, Option, flag, refuse_with, require, spell
+from regaug.options.parser import Group, Option, flag, refuse_with, require, shown
 from regaug.options.timm_data_checks import refuse_stream
 
 TRAIN = Group(
@@ -39,4 +39,4 @@ def check(args: Namespace):
     refuse_stream(args, '--exact-resume', 'the place in a stream is not stored')
     refuse_with(args, '--exact-resume', ['--use-multi-epochs-loader'], 'its workers live on from epoch to epoch')
     stored = args.sched != 'plateau' or not args.exact_resume
-    require(args, '--exact-resume', stored, f'does not go with {spell(args, "--sched")} (its state is not stored)')
+    require(args, '--exact-resume', stored, f'does not go with {shown(args, "--sched")} (its state is not stored)')

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from regaug.options.parser import Group, Option, refuse_with, require, spell
+from regaug.options.parser import Group, Option, refuse_with, require, shown
 from regaug.options.timm_data_checks import STREAMS, check_folder
 
 _DATASET = 'their kind and name, as for --dataset (default: as the labelled ones; a folder if only that is given)'
@@ -49,12 +49,12 @@ def check(args: Namespace):
     for flag, why in others.items():
         refuse_with(args, '--unlabeled-split', [flag], why)
     views = args.maxup and 'views' in (args.maxup_aug or '').split('+')
-    why = f'does not go with {spell(args, "--maxup-aug")} (unlabelled images have one version each)'
+    why = f'does not go with {shown(args, "--maxup-aug")} (unlabelled images have one version each)'
     require(args, '--unlabeled-split', not views, why)
     soft = args.gradaug_targets == 'soft'
-    require(args, '--unlabeled-split', soft, f'does not go with {spell(args, "--gradaug-targets")} (there are none)')
+    require(args, '--unlabeled-split', soft, f'does not go with {shown(args, "--gradaug-targets")} (there are none)')
     images = not args.uratio or round(args.uratio * args.batch_size) >= 1
-    require(args, '--uratio', images, f'gives no image in a batch of {spell(args, "--batch-size")}')
+    require(args, '--uratio', images, f'gives no image in a batch of {shown(args, "--batch-size")}')
     averaged = args.ulb_teacher == 'full' or (args.model_ema and not args.model_ema_force_cpu)
     require(args, '--ulb-teacher', averaged, 'needs --model-ema, on the device of the model')
     kind, slash, _ = args.unlabeled_dataset.partition('/')

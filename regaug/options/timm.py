@@ -7,15 +7,18 @@ from regaug.options.parser import Group, Option, flag
 _MIXING = '--mixup --cutmix --cutmix-minmax'
 _BINARY = '--bce-loss --task=multilabel'
 _METRIC = 'ranks checkpoints: top1, top5, loss; multilabel: map (unless given), micro_f1, macro_f1, sample_f1, loss'
+_SOFT = f'--smoothing {_MIXING} --manifold-mixup --task=multilabel'  # timm takes cross-entropy of plain labels
+_YES = 'probability from which on a label counts as a yes in F1'
+_MOVING = '--train-size-schedule=progressive'
 _SCALES = ('none', 'sqrt', 'linear')
 
 DATA = Group(None, Option('data', None, None, 'folder of the data set, the same as --data-dir', nargs='?'))
 
-DISTILLATION = Group(
+KD = Group(
     None,
     Option('--kd-model-name', str, None, 'distil from this pretrained timm model (the teacher)'),
     Option('--kd-distill-type', str, 'logit', 'what the student imitates', choices=('logit', 'feature', 'token')),
-    Option('--kd-loss-type', str, 'kl', 'loss of logit distillation; kl is the only one', known=('kl',)),
+    Option('--kd-loss-type', str, 'kl', 'loss of logit distillation', known=('kl',)),
     Option('--distill-loss-weight', float, None, 'weight of distillation (default: 1, or 1 - the task loss)', low=0),
     Option('--task-loss-weight', float, None, 'weight of the classification loss (default: 1)', low=0),
     Option('--kd-temperature', float, 4.0, 'softmax temperature of the distillation loss', above=0),
@@ -28,7 +31,7 @@ DISTILLATION = Group(
 DATASET = Group(
     'Dataset parameters',
     Option('--data-dir', None, None, 'folder that holds the data set'),
-    Option('--dataset', None, '', 'kind/name of the data set (regaug/digits); empty: a folder with one for each class'),
+    Option('--dataset', None, '', 'kind/name, as in regaug/digits; empty: a folder that holds one for each class'),
     Option('--train-split', None, 'train', 'split to train on'),
     Option('--val-split', None, 'validation', 'split to evaluate on; empty: no evaluation'),
     Option('--train-num-samples', int, None, 'samples in the training split of an iterable data set', low=1),
@@ -38,7 +41,7 @@ DATASET = Group(
     Option('--input-img-mode', str, None, 'PIL mode of the images (default: RGB for three input channels, else L)'),
     Option('--input-key', str, None, 'key of the image in a sample of the data set'),
     Option('--target-key', str, None, 'key of the label in a sample; several, a,b,c, are one yes or no each'),
-    Option('--target-format', str, None, 'of several labels (default: indices)', choices=('indices', 'multihot')),
+    Option('--target-format', str, None, 'form of several labels (default: indices)', choices=('indices', 'multihot')),
     flag('--dataset-trust-remote-code', 'let a Hugging Face data set run the code it comes with'),
 )
 
@@ -109,7 +112,7 @@ SCHEDULE = Group(
     Option('--lr', float, None, 'peak learning rate; given, it is used as it is', low=0),
     Option('--lr-base', float, 0.1, 'without --lr: learning rate for a batch of --lr-base-size images', low=0),
     Option('--lr-base-size', int, 256, 'batch size that --lr-base is meant for', low=1),
-    Option('--lr-base-scale', str, '', 'default: sqrt for ada and lamb, else linear', known=('', 'linear', 'sqrt')),
+    Option('--lr-base-scale', str, '', 'growth with the batch (default: by optimiser)', known=('', 'linear', 'sqrt')),
     Option('--lr-noise', float, None, 'span of noisy learning rate, as fractions of the epochs', nargs='+', low=0),
     Option('--lr-noise-pct', float, 0.67, 'largest relative noise on the learning rate', needs='--lr-noise'),
     Option('--lr-noise-std', float, 1.0, 'standard deviation of the noise', low=0, needs='--lr-noise'),
@@ -152,7 +155,7 @@ AUGMENTATION = Group(
     Option('--aug-repeats', float, 0, 'copies of each image in a distributed epoch', low=0),
     Option('--aug-splits', int, 0, 'views of each image in a batch, the first one clean (0, or 2 and more)', low=0),
     flag('--jsd-loss', 'Jensen-Shannon consistency between the views of --aug-splits, beside cross-entropy'),
-    flag('--bce-loss', 'binary cross-entropy per class'),
+    flag('--bce-loss', 'binary cross-entropy per class', needs=_SOFT),
     flag('--bce-sum', 'sum binary cross-entropy over the classes instead of averaging', needs=_BINARY),
     Option('--bce-target-thresh', float, None, 'soft targets above this count as 1, others as 0', needs=_BINARY),
     Option('--bce-pos-weight', float, None, 'weight of positive classes', low=0, needs=_BINARY),
@@ -180,7 +183,7 @@ NORM = Group(
     Option('--bn-momentum', float, None, "momentum of batch-norm (default: the model's own)", low=0, high=1),
     Option('--bn-eps', float, None, "epsilon of batch-norm (default: the model's own)", low=0),
     flag('--sync-bn', 'batch-norm over all processes'),
-    Option('--dist-bn', str, 'reduce', 'statistics after an epoch: mean, or rank 0', known=('', 'reduce', 'broadcast')),
+    Option('--dist-bn', str, 'reduce', 'statistics of the ranks (reduce: mean)', known=('', 'reduce', 'broadcast')),
     flag('--split-bn', 'separate batch-norm for each view of --aug-splits'),
 )
 
@@ -208,9 +211,7 @@ MISC = Group(
     Option('--output', str, '', 'folder that holds the folders of experiments (default: output/train)'),
     Option('--experiment', str, '', 'name of this experiment and of its folder (default: time, model, size)'),
     Option('--eval-metric', str, 'top1', _METRIC),
-    Option(
-        '--multilabel-threshold', float, 0.5, 'probability of a yes in F1', above=0, below=1, needs='--task=multilabel'
-    ),
+    Option('--multilabel-threshold', float, 0.5, _YES, above=0, below=1, needs='--task=multilabel'),
     Option('--tta', int, 0, 'test-time augmentation: views of each image that evaluation averages over', low=0),
     flag('--use-multi-epochs-loader', 'keep one loader iterator over all epochs'),
     flag('--log-wandb', 'log to Weights & Biases'),
@@ -220,11 +221,15 @@ MISC = Group(
     Option('--train-img-sizes', int, None, 'sides to train at, one drawn for each batch', nargs='+', low=1),
     Option('--train-batch-sizes', int, None, 'batch size of each size (default: --batch-size)', nargs='+', low=1),
     Option('--train-size-probs', float, None, 'weight of each of --train-img-sizes (default: equal)', nargs='+', low=0),
-    Option('--train-size-schedule', str, 'constant', 'change of the weights', choices=('constant', 'progressive')),
-    Option('--train-size-schedule-spread', float, 0.65, 'width of the moving window, in sizes', low=0),
-    Option('--train-size-random-mix', float, 0.1, 'share of batches drawn from all sizes', low=0, high=1),
+    Option('--train-size-schedule', str, 'constant', 'how the weights move', choices=('constant', 'progressive')),
+    Option('--train-size-schedule-spread', float, 0.65, 'width of its window, in sizes', low=0, needs=_MOVING),
+    Option('--train-size-random-mix', float, 0.1, 'share drawn from all sizes', low=0, high=1, needs=_MOVING),
     Option('--train-batches-per-epoch --train-steps-per-epoch', int, None, 'batches of one epoch', low=1),
-    Option('--variable-batch-loss-scale', str, 'none', 'loss by size', choices=_SCALES, needs='--train-img-sizes'),
+    Option('--variable-batch-loss-scale', str, 'none', 'loss by batch', choices=_SCALES, needs='--train-img-sizes'),
+)
+
+NAFLEX = Group(
+    'Miscellaneous parameters',
     flag('--naflex-loader', 'load images at their own aspect ratio as patch sequences (NaFlex)'),
     Option('--naflex-train-seq-lens', int, [128, 256, 576, 784, 1024], 'lengths to train at', nargs='+', low=1),
     Option('--naflex-max-seq-len', int, 576, 'sequence length of evaluation and of the nominal batch size', low=1),
@@ -232,9 +237,10 @@ MISC = Group(
     Option('--naflex-patch-size-probs', float, None, 'weight of each of --naflex-patch-sizes', nargs='+', low=0),
     Option('--naflex-loss-scale', str, 'linear', 'how the loss of a batch follows its size', choices=_SCALES),
     flag('--naflex-patchify-channels-first', 'order the values of a patch by channel, then by pixel'),
+    switch='--naflex-loader',
 )
 
-TIMM_TRAIN = (DATA, DISTILLATION, DATASET, MODEL, DEVICE, OPTIMIZER, SCHEDULE, AUGMENTATION, NORM, EMA, MISC)
+TIMM_TRAIN = (DATA, KD, DATASET, MODEL, DEVICE, OPTIMIZER, SCHEDULE, AUGMENTATION, NORM, EMA, MISC, NAFLEX)
 
 
 def resolve(args: Namespace, chosen: dict):

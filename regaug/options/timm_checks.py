@@ -6,22 +6,14 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
+from timm import models
 from timm.data import resolve_data_config
-from timm.models import (
-    get_deprecated_models,
-    get_pretrained_cfg,
-    is_model,
-    is_model_pretrained,
-    list_models,
-    parse_model_name,
-    split_model_name_tag,
-)
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from timm.utils import is_distributed_env
 
-from regaug.options.parser import naming, nearest, refuse_with, require, require_known, require_package, spell, value_of
+from regaug.options.parser import naming, refuse_with, require, require_known, require_package, shown, unknown, value_of
 
 
 def check(args: Namespace):
@@ -32,7 +24,7 @@ def check(args: Namespace):
     check_device(args)
     refuse_with(args, '--torchscript', ['--torchcompile', '--sync-bn'], 'a scripted model cannot be changed')
     on_cpu = args.sync_bn and is_distributed_env() and args.device.startswith('cpu')
-    require(args, '--sync-bn', not on_cpu, f'does not work with {spell(args, "--device")}')
+    require(args, '--sync-bn', not on_cpu, f'does not work with {shown(args, "--device")}')
     check_model_name(args, '--model')
     if not args.pretrained_path:
         check_published_weights(args, '--model', args.pretrained, 'leave --pretrained out')
@@ -72,25 +64,25 @@ def check_device(args: Namespace):
 def check_model_name(args: Namespace, flag: str):
     """Make sure that timm can resolve a model name; what `hf-hub:` stands for is known only when it is downloaded."""
     with naming(args, flag):
-        source, name = parse_model_name(value_of(args, flag))
+        source, name = models.parse_model_name(value_of(args, flag))
     if source == 'local-dir':
         require(args, flag, (Path(name) / 'config.json').is_file(), 'there is no config.json in that folder')
     if source:
         return
-    architecture = split_model_name_tag(name)[0]
-    why = '' if is_model(architecture) else f'unknown model {architecture!r}{nearest(architecture, list_models())}'
-    require(args, flag, not why, why)
-    removed = get_deprecated_models().get(architecture, architecture) is None
+    architecture = models.split_model_name_tag(name)[0]
+    if not models.is_model(architecture):
+        require(args, flag, False, unknown(architecture, models.list_models(), 'model'))
+    removed = models.get_deprecated_models().get(architecture, architecture) is None
     require(args, flag, not removed, 'timm no longer has this model')
-    tagged = ', '.join(list_models(f'{architecture}.*', include_tags=True))
+    tagged = ', '.join(models.list_models(f'{architecture}.*', include_tags=True))
     with naming(args, flag, hint=f'there are {tagged}' if tagged else 'it has no tags'):
-        get_pretrained_cfg(name)
+        models.get_pretrained_cfg(name)
 
 
 def check_published_weights(args: Namespace, flag: str, wanted: bool, otherwise: str):
     """Make sure that weights were published for a model of timm's registry, where they are wanted."""
-    source, name = parse_model_name(value_of(args, flag))
-    published = source is not None or is_model_pretrained(get_deprecated_models().get(name) or name)
+    source, name = models.parse_model_name(value_of(args, flag))
+    published = source is not None or models.is_model_pretrained(models.get_deprecated_models().get(name) or name)
     require(args, flag, published or not wanted, f'no pretrained weights were published for it; {otherwise}')
 
 
@@ -107,7 +99,7 @@ def check_optimizer(args: Namespace):
     require_known(args, '--opt', name if prefix in ([], ['lookahead']) else args.opt, list_optimizers(), 'optimiser')
     info = get_optimizer_info(name)
     fits = args.opt_betas is None or not info.has_betas or len(args.opt_betas) == info.num_betas
-    require(args, '--opt-betas', fits, f'{spell(args, "--opt")} takes {info.num_betas} values')
+    require(args, '--opt-betas', fits, f'{shown(args, "--opt")} takes {info.num_betas} values')
     parameter = torch.nn.Parameter(torch.zeros(2, 2))  # without random numbers, whose stream belongs to the run
     with naming(args, '--opt', '--opt-betas', '--opt-eps', '--opt-kwargs'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -120,7 +112,7 @@ def check_schedule(args: Namespace):
     in_order = args.decay_milestones == sorted(args.decay_milestones)
     require(args, '--decay-milestones', in_order, 'must be in ascending order')
     decays = args.sched != 'step' or args.decay_epochs > 0
-    require(args, '--decay-epochs', decays, f'must be positive for {spell(args, "--sched")}')
+    require(args, '--decay-epochs', decays, f'must be positive for {shown(args, "--sched")}')
     main_epochs(args)
 
 
@@ -137,7 +129,7 @@ def main_epochs(args: Namespace) -> int:
 
 def training_size(args: Namespace) -> tuple[int, int, int] | None:
     """Return the input size [C, H, W] in training, or None where only the built model can tell."""
-    source, name = parse_model_name(args.model)
-    config = None if source else get_pretrained_cfg(name)
-    told = config or args.input_size or args.img_size
-    return resolve_data_config(vars(args), pretrained_cfg=config and config.to_dict())['input_size'] if told else None
+    source, name = models.parse_model_name(args.model)
+    config = None if source else models.get_pretrained_cfg(name)
+    known = config or args.input_size or args.img_size
+    return resolve_data_config(vars(args), pretrained_cfg=config and config.to_dict())['input_size'] if known else None

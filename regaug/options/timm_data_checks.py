@@ -14,7 +14,7 @@ from timm.data.transforms import str_to_interp_mode
 from timm.utils import is_distributed_env
 
 from regaug.errors import OptionError
-from regaug.options.parser import naming, refuse_with, require, require_known, require_package, spell, value_of
+from regaug.options.parser import naming, refuse_with, require, require_known, require_package, shown, value_of
 
 PACKAGES = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow_datasets', 'wds': 'webdataset'}
 _KINDS = ', '.join(f'{kind}/' for kind in PACKAGES)
@@ -46,9 +46,9 @@ def check_input(args: Namespace):
     last = args.input_size and sides[-1] <= 4 < channels
     require(args, '--input-size', not last, f'channels come first: --input-size {sides[-1]} {channels} {sides[0]}')
     square = args.img_size is None or sides == [args.img_size] * 2
-    require(args, '--img-size', square, f'contradicts {spell(args, "--input-size")}')
+    require(args, '--img-size', square, f'contradicts {shown(args, "--input-size")}')
     same = args.in_chans in (None, channels)
-    require(args, '--input-size', same, f'its first number contradicts {spell(args, "--in-chans")}')
+    require(args, '--input-size', same, f'its first number contradicts {shown(args, "--in-chans")}')
     for flag in ('--mean', '--std'):
         fits = len(value_of(args, flag) or [0]) in (1, channels)
         require(args, flag, fits, f'needs one value, or one for each of the {channels} input channels')
@@ -71,9 +71,7 @@ def check_dataset(args: Namespace):
     require_known(args, '--dataset', prefix, ('', 'torch', 'regaug', *PACKAGES), 'kind of data set')
     if prefix == 'regaug':
         require_known(args, '--dataset', args.dataset, ('regaug/digits',))
-        return refuse_with(
-            args, '--dataset', ['--data-dir', 'data'], 'these images come with regaug; leave one of the two out'
-        )
+        return refuse_with(args, '--dataset', ['--data-dir', 'data'], 'these images come with regaug')
     if prefix in PACKAGES:
         require_package(args, '--dataset', PACKAGES[prefix])
     if prefix == 'torch':
@@ -82,13 +80,13 @@ def check_dataset(args: Namespace):
     same = args.data in (None, folder)
     require(args, '--data-dir', same, f'contradicts the folder {args.data}')
     if not folder and prefix in ('', 'torch', 'wds'):
-        raise OptionError(f'--data-dir: {spell(args, "--dataset")} needs a folder; none was given')
+        raise OptionError(f'--data-dir: {shown(args, "--dataset")} needs a folder; none was given')
     if prefix in ('', 'torch'):  # others may have an address: only reading shows whether it is there
         check_folder(args, '--data-dir' if args.data_dir else 'data', may_be_missing=prefix and args.dataset_download)
     if args.class_map and prefix != 'torch':
         # As given, in the data folder, or (where timm looks) in the folder of a split.
-        places = [Path(folder or '') / args.class_map, *Path(folder or '').glob(f'*/{args.class_map}')]
-        found = next((str(path) for path in places if path.is_file()), args.class_map)
+        paths = [Path(folder or '') / args.class_map, *Path(folder or '').glob(f'*/{args.class_map}')]
+        found = next((str(path) for path in paths if path.is_file()), args.class_map)
         with naming(args, '--class-map'):
             load_class_map(args.class_map if Path(args.class_map).is_file() else found)
 
@@ -118,18 +116,18 @@ def check_task(args: Namespace, *single: str):
         require(args, '--target-key', not keys, 'several labels an image need --task multilabel')
         dense = args.target_format == 'multihot'
         return require(args, '--target-format', not dense, 'several labels an image need --task multilabel')
-    require(args, '--task', kind in PACKAGES, f'{spell(args, "--dataset")} has one label an image, as all but {_KINDS}')
+    require(args, '--task', kind in PACKAGES, f'{shown(args, "--dataset")} has one label an image, as all but {_KINDS}')
     named = args.target_key or kind != 'wds'
-    require(args, '--target-key', named, f'{spell(args, "--dataset")} has its labels under a key, which is not given')
+    require(args, '--target-key', named, f'{shown(args, "--dataset")} has its labels under a key, which is not given')
     fits = not keys or args.num_classes == len(keys)
-    require(args, '--num-classes', fits, f'must be {len(keys or ())}, the fields of {spell(args, "--target-key")}')
+    require(args, '--num-classes', fits, f'must be {len(keys or ())}, the fields of {shown(args, "--target-key")}')
     refuse_with(args, '--task', single, 'that is for one label an image')
 
 
 def refuse_stream(args: Namespace, flag: str, why: str):
     """Raise an `OptionError` if an option is on and the data set is a stream, without length and index."""
     stream = value_of(args, flag) and split_dataset_name(args)[0] in STREAMS
-    require(args, flag, not stream, f'does not go with {spell(args, "--dataset")} ({why})')
+    require(args, flag, not stream, f'does not go with {shown(args, "--dataset")} ({why})')
 
 
 def check_loaders(args: Namespace):
@@ -148,7 +146,7 @@ def check_loaders(args: Namespace):
     refuse_with(args, '--naflex-loader', others, "timm's NaFlex loader has none of it")
     probs, sizes = args.naflex_patch_size_probs or [1], args.naflex_patch_sizes or []
     fits = args.naflex_patch_size_probs is None or len(probs) == len(sizes)
-    require(args, '--naflex-patch-size-probs', fits, f'needs as many values as {spell(args, "--naflex-patch-sizes")}')
+    require(args, '--naflex-patch-size-probs', fits, f'needs as many values as {shown(args, "--naflex-patch-sizes")}')
     require(args, '--naflex-patch-size-probs', sum(probs) > 0, 'at least one must be above 0')
 
 
@@ -162,7 +160,7 @@ def check_scheduled_sizes(args: Namespace):
         return require(args, '--train-size-schedule', constant, 'needs several --train-img-sizes')
     batch_sizes = args.train_batch_sizes or [args.batch_size] * len(sizes)
     as_many = len(batch_sizes) == len(sizes)
-    require(args, '--train-batch-sizes', as_many, f'needs as many values as {spell(args, "--train-img-sizes")}')
+    require(args, '--train-batch-sizes', as_many, f'needs as many values as {shown(args, "--train-img-sizes")}')
     others = ['--use-multi-epochs-loader', '--aug-splits', '--naflex-loader']
     refuse_with(args, '--train-img-sizes', others, "timm's loader cannot combine them")
     progress = {'choice_schedule': args.train_size_schedule, 'schedule_epochs': args.epochs}
@@ -201,7 +199,7 @@ def check_mixing(args: Namespace):
     if mixing and not args.naflex_loader and not args.maxup:
         flag = '--train-batch-sizes' if args.train_batch_sizes else '--batch-size'
         even = all(size % 2 == 0 for size in args.train_batch_sizes or [args.batch_size])
-        require(args, flag, even, f'must be even, since {spell(args, mixing[0])} mixes images in pairs')
+        require(args, flag, even, f'must be even, since {shown(args, mixing[0])} mixes images in pairs')
 
 
 def check_splits(args: Namespace):

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.utils import AverageMeter, reduce_tensor
@@ -10,8 +11,8 @@ from timm.utils import AverageMeter, reduce_tensor
 FULL = 'full'  # the first term: the full network
 
 
-def flat_name(term, key):
-    """Name of a figure in the summary and in W&B: the first term's figures stand alone."""
+def flat_name(term: str, key: str):
+    """Name of a metric in the summary and in W&B: the first term's metrics stand alone."""
     return key if term == FULL else f'{term}_{key}'
 
 
@@ -23,7 +24,7 @@ class TermAverages:
         self.counts = {}
         self.last = {}
 
-    def update(self, term, result, batch_size):
+    def update(self, term: str, result: dict[str, Any], batch_size: int):
         """Add the result of a term for a micro-batch; the first term's loss has a place of its own in the engine."""
         for key, value in result.items():
             if key == 'output' or (term == FULL and key == 'loss'):
@@ -34,7 +35,7 @@ class TermAverages:
             self.counts[name] = self.counts.get(name, 0) + batch_size
             self.last[name] = value
 
-    def compute(self, world_size=1):
+    def compute(self, world_size: int = 1):
         """Averages over the epoch so far and over all ranks, which must have seen the same terms.
 
         Returns:
@@ -48,7 +49,7 @@ class TermAverages:
         return dict(zip(self.last, to_floats(self.last.values()), strict=True))
 
 
-def to_floats(values, world_size=1):
+def to_floats(values: Any, world_size: int = 1):
     """Numbers and one-element tensors as a list of floats, waiting for the device once; averaged over the ranks."""
     values = list(values)
     device = next((value.device for value in values if torch.is_tensor(value)), None)
@@ -85,7 +86,7 @@ class UpdateRecord:
     grad_norm: float | None
 
 
-def note_losses(losses, pending, grad_norm):
+def note_losses(losses: Any, pending: Any, grad_norm: Any):
     """Fetch what an update's micro-batches lost, waiting for the device once.
 
     Args:

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from timm.utils import CheckpointSaver
 
@@ -24,18 +25,17 @@ class Saver(CheckpointSaver):
 
     _interrupted = False
 
-    def save_checkpoint(self, epoch, metric=None):
+    def save_checkpoint(self, epoch: int, metric: Any = None):
         """Save an epoch, unless the weights are not finite.
 
         Returns:
-            True if it was saved.
+            What timm's saver gives, (best metric, its epoch); None if it was not saved.
         """
         if not self._check_finite(f'epoch {epoch}'):
-            return False
-        super().save_checkpoint(epoch, metric)
-        return True
+            return None
+        return super().save_checkpoint(epoch, metric)
 
-    def save_recovery(self, epoch, batch_idx=0):
+    def save_recovery(self, epoch: int, batch_idx: int = 0):
         """Save the middle of an epoch, unless the weights are not finite.
 
         Returns:
@@ -50,12 +50,12 @@ class Saver(CheckpointSaver):
             self._interrupted = False
         return self.curr_recovery_file
 
-    def state_dict(self, epoch=None, metric=None):
+    def state_dict(self, epoch: int | None = None, metric: Any = None):
         if self._interrupted:  # no checkpoint of this epoch is about to join the history
             return {**super().state_dict(), 'interrupted': True}
         return super().state_dict(epoch, metric)
 
-    def restore(self, path):
+    def restore(self, path: str | Path):
         """Take up the history from a checkpoint of this folder, as if no kill had come between two steps of saving.
 
         What the last save left undone is done: a place in the ranking, `model_best`. What only a killed process leaves
@@ -84,7 +84,7 @@ class Saver(CheckpointSaver):
         kept = [str(name) for name in recoveries[-2:]]
         self.prev_recovery_file, self.curr_recovery_file = ['', '', *kept][-2:]
 
-    def _rank(self, path, epoch, metric):
+    def _rank(self, path: str | Path, epoch: int, metric: Any):
         """Give a checkpoint that was written its place in the ranking, if it earns one (as timm does when saving)."""
         full = len(self.checkpoint_files) >= self.max_history
         worst = self.checkpoint_files[-1][1] if self.checkpoint_files else None
@@ -96,6 +96,11 @@ class Saver(CheckpointSaver):
         if os.path.realpath(path) != os.path.realpath(saved):
             self._duplicate(path, saved)
         self._track_checkpoint(saved, epoch, metric, update_best_file=False)
+
+    def restart_ranking(self):
+        """Rank anew from the next checkpoint on; the earlier files stay until better ones take their places."""
+        self.checkpoint_files = [(path, None) for path, _ in self.checkpoint_files]
+        self.best_metric = self.best_epoch = None
 
     def _check_finite(self, what: str) -> bool:
         """Whether all weights are finite, with a warning if not."""
@@ -109,7 +114,7 @@ class Saver(CheckpointSaver):
                 return False
         return True
 
-    def _save(self, save_path, epoch, metric=None):
+    def _save(self, save_path: Any, epoch: int, metric: Any = None):
         try:
             super()._save(save_path, epoch, metric)
             with open(save_path, 'rb') as file:
@@ -117,10 +122,10 @@ class Saver(CheckpointSaver):
         except (OSError, RuntimeError) as error:
             raise self._failure(save_path, f'the checkpoint of epoch {epoch} cannot be written', error) from error
 
-    def _replace(self, src, dst):
+    def _replace(self, src: Any, dst: Any):
         os.replace(src, dst)
 
-    def _duplicate(self, src, dst):
+    def _duplicate(self, src: Any, dst: Any):
         temporary = f'{dst}.tmp'
         Path(temporary).unlink(missing_ok=True)
         try:
@@ -132,7 +137,7 @@ class Saver(CheckpointSaver):
                 raise self._failure(temporary, f'{os.path.basename(dst)} cannot be written', error) from error
         os.replace(temporary, dst)
 
-    def _failure(self, unfinished, what, error):
+    def _failure(self, unfinished: Any, what: Any, error: Any):
         Path(unfinished).unlink(missing_ok=True)
         reason = str(error).splitlines()[0]
         return OptionError(f'--output {self.checkpoint_dir}: {what} ({reason}); earlier checkpoints are intact.')

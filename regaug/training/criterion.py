@@ -1,10 +1,12 @@
 """The training loss, chosen as timm's script chooses it."""
 
+from typing import Any
+
 from timm.task import create_classification_loss
 from torch import nn
 
 
-def create_criterion(phase) -> nn.Module:
+def create_criterion(phase: Any) -> nn.Module:
     """The training loss of a `phases.Phase`; as in timm, `--bce-loss` without smoothing and mixing is cross-entropy."""
     options = phase.options
     multi_label = options.task == 'multilabel'

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from datetime import timedelta
 from itertools import islice
+from typing import Any
 
 from regaug.training.phases import phase_at
 from regaug.training.report import count_evaluations, peak_memory
@@ -17,7 +18,7 @@ _UPDATES = 2
 class FirstBatches:
     """The first batches of a loader, as a loader."""
 
-    def __init__(self, loader, num_batches):
+    def __init__(self, loader: Any, num_batches: int):
         self.loader = loader
         self.num_batches = min(num_batches, len(loader))
         self.dataset = loader.dataset
@@ -31,7 +32,7 @@ class FirstBatches:
         return islice(iter(self.loader), self.num_batches)
 
 
-def dry_run(run):
+def dry_run(run: Any):
     """Try a built `run.Run` and print model, data, schedule, phases, memory, time per update and the estimated end.
 
     Returns:
@@ -70,7 +71,7 @@ def dry_run(run):
     return 0
 
 
-def typical_epoch(run):
+def typical_epoch(run: Any):
     """The first epoch of the phase that makes most of the run: a warm-up costs less than what follows."""
     phases = [phase_at(epoch, run.args) for epoch in range(run.start_epoch, run.num_epochs)]
     kinds = [(phase.name, phase.methods) for phase in phases]
@@ -83,7 +84,7 @@ def peak_resident():
     return f'  Mem: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB'
 
 
-def phase_lines(run):
+def phase_lines(run: Any):
     """One line for each phase: its epochs and what is off."""
     lines, start, previous = [], run.start_epoch, None
     for epoch in range(run.start_epoch, run.num_epochs + 1):

@@ -2,11 +2,14 @@
 
 import math
 import time
+from argparse import Namespace
 from collections import OrderedDict
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.utils import AverageMeter, reduce_tensor
+from torch import nn
 
 from regaug.data.counted import Counted
 from regaug.device import to_device
@@ -16,7 +19,7 @@ from regaug.training.averages import FULL, TermAverages, UpdateRecord, note_loss
 from regaug.training.interrupt import Diverged, Interrupted
 
 
-def accumulation(batch_idx, num_batches, grad_accum_steps):
+def accumulation(batch_idx: int, num_batches: int, grad_accum_steps: int):
     """Which micro-batches share an update.
 
     Args:
@@ -33,7 +36,7 @@ def accumulation(batch_idx, num_batches, grad_accum_steps):
     return grad_accum_steps, (batch_idx + 1) % grad_accum_steps == 0
 
 
-def updates_per_epoch(loader, grad_accum_steps):
+def updates_per_epoch(loader: Any, grad_accum_steps: int):
     return math.ceil(len(loader) / grad_accum_steps)
 
 
@@ -52,7 +55,19 @@ class Engine:
         save_recovery: function (epoch, update_idx) called every `--recovery-interval` updates, or None.
     """
 
-    def __init__(self, task, updater, args, *, device, precision, stop, report, scheduler=None, save_recovery=None):
+    def __init__(
+        self,
+        task: nn.Module,
+        updater: Any,
+        args: Namespace,
+        *,
+        device: torch.device,
+        precision: Any,
+        stop: Any,
+        report: Any,
+        scheduler: Any = None,
+        save_recovery: Any = None,
+    ):
         self.task = task
         self.updater = updater
         self.args = args
@@ -64,7 +79,7 @@ class Engine:
         self.save_recovery = save_recovery
         self.bad_updates = 0
 
-    def train_one_epoch(self, epoch, loader, mixup_fn=None):
+    def train_one_epoch(self, epoch: int, loader: Any, mixup_fn: Any = None):
         """Train for one pass over the loader.
 
         Args:
@@ -152,7 +167,7 @@ class Engine:
             self.updater.optimizer.sync_lookahead()
         return OrderedDict(loss=self._average_over_ranks(losses).avg, **terms.compute(args.world_size))
 
-    def _prepare(self, input, target, mixup_fn):
+    def _prepare(self, input: torch.Tensor, target: torch.Tensor, mixup_fn: Any):
         """Move and mix a batch where the prefetcher does not, and lay it out in memory."""
         if self.args.no_prefetcher:
             input = to_device(input, self.device, self.precision.input_dtype)
@@ -163,7 +178,9 @@ class Engine:
             input = input.contiguous(memory_format=torch.channels_last)
         return input, target
 
-    def _backward(self, input, target, terms, *, group_size, completes, scale):
+    def _backward(
+        self, input: torch.Tensor, target: torch.Tensor, terms: Any, *, group_size: int, completes: bool, scale: Any
+    ):
         """Run forward and backward of each loss term in turn, so that one graph is alive at a time.
 
         Returns:
@@ -186,7 +203,7 @@ class Engine:
             terms.update(name, result, len(target))
         return main_loss
 
-    def _gradient_scale(self, loader, batch_size):
+    def _gradient_scale(self, loader: Any, batch_size: int):
         """Factor on the gradient of a batch whose size varies, or None."""
         args = self.args
         if args.naflex_loader:
@@ -200,7 +217,7 @@ class Engine:
             return relative_scale(batch_size / average, args.variable_batch_loss_scale)
         return None
 
-    def _average_over_ranks(self, meter):
+    def _average_over_ranks(self, meter: Any):
         if self.args.world_size == 1:
             return meter
         values = torch.tensor([meter.val, meter.avg], device=self.device, dtype=torch.float32)
@@ -208,7 +225,7 @@ class Engine:
         averaged.val, averaged.avg = reduce_tensor(values, self.args.world_size).tolist()
         return averaged
 
-    def _count_bad_update(self, bad, loss):
+    def _count_bad_update(self, bad: Any, loss: torch.Tensor):
         self.bad_updates = self.bad_updates + 1 if bad else 0
         if self.args.max_bad_updates and self.bad_updates >= self.args.max_bad_updates:
             raise Diverged(
@@ -217,7 +234,7 @@ class Engine:
             )
 
     @torch.inference_mode()
-    def evaluate(self, loader, model, *, ema=False):
+    def evaluate(self, loader: Any, model: nn.Module, *, ema: bool = False):
         """Evaluate a model.
 
         Args:
@@ -268,12 +285,12 @@ class Engine:
         return metrics | ({'unreadable': int(unreadable)} if unreadable else {})
 
 
-def mean_lr(optimizer):
+def mean_lr(optimizer: torch.optim.Optimizer):
     """Learning rate averaged over the parameter groups, as timm reports it."""
     rates = [group['lr'] for group in optimizer.param_groups]
     return sum(rates) / len(rates)
 
 
-def relative_scale(ratio, mode):
+def relative_scale(ratio: float, mode: Any):
     """Gradient factor for a batch of `ratio` times the usual size; `mode` is `none`, `sqrt` or `linear`."""
     return {'none': 1.0, 'sqrt': ratio**0.5, 'linear': ratio}[mode]

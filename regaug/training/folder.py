@@ -18,7 +18,7 @@ _NAMES = ('last', 'model_best', 'checkpoint-*', 'recovery-*', 'tmp', 'recovery_t
 _FILES = ('args.yaml', 'summary.csv', *(f'{name}.pth.tar' for name in _NAMES))
 
 
-def run_files(folder) -> list[Path]:
+def run_files(folder: str | Path) -> list[Path]:
     """What a run has written into a folder: options, summary and checkpoints."""
     return sorted(path for pattern in _FILES for path in Path(folder).glob(pattern))
 
@@ -38,7 +38,7 @@ def check_writable(output: str, experiment: str):
         raise OptionError(f'{options}: {existing} cannot be written.')
 
 
-def check_unused(folder, experiment: str):
+def check_unused(folder: str | Path, experiment: str):
     """Refuse to start anew where a run has left its files.
 
     Raises:
@@ -53,7 +53,7 @@ def check_unused(folder, experiment: str):
         )
 
 
-def later_checkpoints(folder, start_epoch: int) -> list[Path]:
+def later_checkpoints(folder: str | Path, start_epoch: int) -> list[Path]:
     """Numbered checkpoints of the epochs that a run is about to repeat."""
     found = []
     for path in Path(folder).glob('checkpoint-*.pth.tar'):
@@ -63,7 +63,7 @@ def later_checkpoints(folder, start_epoch: int) -> list[Path]:
     return found
 
 
-def check_newest(folder, start_epoch: int, option: str):
+def check_newest(folder: str | Path, start_epoch: int, option: str):
     """Refuse to go on from an old checkpoint beside good ones of later epochs, which `--resume auto` would prefer.
 
     Raises:
@@ -80,7 +80,7 @@ def check_newest(folder, start_epoch: int, option: str):
         )
 
 
-def lock(folder, experiment: str) -> int | None:
+def lock(folder: str | Path, experiment: str) -> int | None:
     """Keep other runs out of a folder until this process ends, however it ends.
 
     The lock belongs to the process, so that workers that outlive a killed one do not hold it. It reaches as far as the
@@ -109,7 +109,13 @@ def lock(folder, experiment: str) -> int | None:
     return descriptor
 
 
-def clear(folder, *, start_epoch: int = 0, keep=None):
+def unlock(folder: str | Path, descriptor: int):
+    """Let go of a folder at the end of a run; one that is killed leaves the file, which keeps nobody away."""
+    (Path(folder) / _LOCK).unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def clear(folder: str | Path, *, start_epoch: int = 0, keep: bool | None = None):
     """Remove the files of an earlier run (`--overwrite`), from an epoch on.
 
     Args:

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,7 +52,7 @@ class StopRequest:
             if signal.getsignal(signum) != signal.SIG_IGN:  # under nohup SIGHUP stays ignored
                 signal.signal(signum, self._receive)
 
-    def _receive(self, signum, frame):
+    def _receive(self, signum: Any, frame: Any):
         if os.getpid() != self._pid:  # a forked child, which inherits the handlers: only SIGTERM is for it
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)

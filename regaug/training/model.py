@@ -1,6 +1,9 @@
 """The model: built by timm, then put where and how it trains."""
 
 import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm import create_model
@@ -18,7 +21,7 @@ from regaug.training.weights import forget_weights, load_initial, pretrained_ove
 _logger = logging.getLogger('train')
 
 
-def build_model(args):
+def build_model(args: Namespace):
     """Build the model for these options by timm's factory; sets `args.num_classes` if the user did not.
 
     Raises:
@@ -78,7 +81,7 @@ def build_model(args):
     return model
 
 
-def place_model(model, args, *, device, model_dtype):
+def prepare_model(model: nn.Module, args: Namespace, *, device: torch.device, model_dtype: Any):
     """Convert batch-norm, move, lay out and script the model as the options say, in timm's order.
 
     Synchronised batch-norm needs no distribution of its statistics: `args.dist_bn` is then emptied.
@@ -103,7 +106,7 @@ def place_model(model, args, *, device, model_dtype):
     return model
 
 
-def freeze_batch_norm(model):
+def freeze_batch_norm(model: nn.Module):
     """Fix the affine parameters of batch-norm; `keep_statistics` fixes its statistics (`--freeze-bn`).
 
     Source: MaxUp (arXiv 2002.09024, section 4.1) fine-tunes EfficientNets so.
@@ -117,13 +120,13 @@ def freeze_batch_norm(model):
     return len(layers)
 
 
-def keep_statistics(model):
+def keep_statistics(model: nn.Module):
     """Put batch-norm into evaluation mode, whatever the mode of the model."""
     for layer in batch_norms(model):
         layer.eval()
 
 
-def resolve_learning_rate(args, loader):
+def resolve_learning_rate(args: Namespace, loader: Any):
     """Set `args.lr` from `--lr-base` and the global batch size, unless the user gave `--lr` (timm's rule).
 
     Args:
@@ -144,7 +147,7 @@ def resolve_learning_rate(args, loader):
     )
 
 
-def check_input_size(model, args, input_size):
+def check_input_size(model: nn.Module, args: Namespace, input_size: Sequence[int]):
     """Make sure that the model can take the images it will be trained on.
 
     Args:
@@ -169,7 +172,7 @@ def check_input_size(model, args, input_size):
             )
 
 
-def trains_on_single_images(args):
+def trains_on_single_images(args: Namespace):
     """True if batch-norm takes its statistics from one image at a time."""
     smallest = min(args.train_batch_sizes or [args.batch_size])
     others = args.freeze_bn or (args.distributed and args.sync_bn) or (args.aug_splits > 1 and not args.split_bn)

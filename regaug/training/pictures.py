@@ -49,11 +49,11 @@ def captions_of(target: torch.Tensor, names: Sequence[str] | None = None) -> lis
         return [name(label) for label in target.tolist()]
     values, labels = target.float().topk(min(3, target.shape[1]), dim=1)
     texts = []
-    for shares, indices in zip(values.tolist(), labels.tolist()):
-        if shares[0] + sum(shares[1:]) > 1.01:  # independent labels
-            texts.append(' '.join(name(label) for share, label in zip(shares, indices) if share > 0.5))
-        elif len(shares) > 1 and shares[1] > 0.05:
-            texts.append(f'{name(indices[0])}:{shares[0]:.2f}+{name(indices[1])}')
+    for lams, indices in zip(values.tolist(), labels.tolist()):
+        if lams[0] + sum(lams[1:]) > 1.01:  # independent labels
+            texts.append(' '.join(name(label) for lam, label in zip(lams, indices) if lam > 0.5))
+        elif len(lams) > 1 and lams[1] > 0.05:
+            texts.append(f'{name(indices[0])}:{lams[0]:.2f}+{name(indices[1])}')
         else:
             texts.append(name(indices[0]))
     return texts
@@ -68,7 +68,9 @@ class Pictures:
         names: of the classes, or None.
     """
 
-    def __init__(self, folder, mean: Sequence[float], std: Sequence[float], names: Sequence[str] | None = None):
+    def __init__(
+        self, folder: str | Path, mean: Sequence[float], std: Sequence[float], names: Sequence[str] | None = None
+    ):
         self.folder = Path(folder)
         self.mean, self.std, self.names = mean, std, names
 

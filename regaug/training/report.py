@@ -3,7 +3,9 @@
 import logging
 import os
 import time
+from argparse import Namespace
 from datetime import timedelta
+from typing import Any
 
 import torch
 from timm.utils import AverageMeter
@@ -27,7 +29,16 @@ class Report:
         wandb_log: `wandb_log.WandbLog`, or None.
     """
 
-    def __init__(self, args, *, num_epochs, primary, output_dir=None, pictures=None, wandb_log=None):
+    def __init__(
+        self,
+        args: Namespace,
+        *,
+        num_epochs: int,
+        primary: bool,
+        output_dir: Any = None,
+        pictures: Any = None,
+        wandb_log: Any = None,
+    ):
         self.args = args
         self.num_epochs = num_epochs
         self.primary = primary
@@ -52,7 +63,7 @@ class Report:
         """The next batch is the first of its phase, and somebody looks at it."""
         return self._picture_due and self.primary and (self.pictures is not None or self.wandb_log is not None)
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         """Tell once what a new phase switches off; its first batch becomes a picture."""
         if self.phase is None or phase.name != self.phase:
             off = f': off from here on: {", ".join(phase.switched_off)}' if phase.switched_off else ''
@@ -63,7 +74,7 @@ class Report:
             self.num_views, self._warned_of_data = phase.num_views, False
         self.phase = phase.name
 
-    def on_update(self, record):
+    def on_update(self, record: Any):
         """Print timm's line, with the time left and, on CUDA, the peak memory."""
         self.last_record = record
         if not self.primary:
@@ -84,7 +95,7 @@ class Report:
         if self.wandb_log is not None:
             self.wandb_log.on_update(record, self.phase)
 
-    def seconds_left(self, record, *, epoch: int, updates_done: int) -> float:
+    def seconds_left(self, record: Any, *, epoch: int, updates_done: int) -> float:
         """Seconds to the end of the run, from the averages so far.
 
         Args:
@@ -96,7 +107,7 @@ class Report:
         evaluations = count_evaluations(self.args, epoch, self.num_epochs)
         return updates * record.update_time.avg + evaluations * self.eval_seconds.avg
 
-    def _warn_of_slow_data(self, record):
+    def _warn_of_slow_data(self, record: Any):
         share = record.data_time.sum / max(record.update_time.sum, 1e-9)
         if share > _SLOW_DATA and record.num_updates > 10 and not self._warned_of_data:
             self._warned_of_data = True
@@ -106,7 +117,7 @@ class Report:
                 f'{self.args.workers}), smaller images on disk or a faster disk may help.{views}'
             )
 
-    def on_batch(self, input, target, batch_idx, more=()):
+    def on_batch(self, input: torch.Tensor, target: torch.Tensor, batch_idx: int, more: Any = ()):
         """Keep pictures of a training batch: timm's of every one under `--save-images`, more of a phase's first.
 
         Args:
@@ -125,13 +136,13 @@ class Report:
                 self.wandb_log.on_picture(input, target, self.phase)
         self._picture_due = False
 
-    def on_unreadable(self, count):
+    def on_unreadable(self, count: int):
         """Warn when images could not be read; `count` is over the whole run, on this rank."""
         if count > self.num_unreadable:
             _logger.warning(f'{count} times so far an unreadable image was replaced by another one.')
         self.num_unreadable = count
 
-    def on_eval_batch(self, batch_idx, last_idx, batch_time, metrics, *, ema):
+    def on_eval_batch(self, batch_idx: int, last_idx: int, batch_time: Any, metrics: dict[str, Any], *, ema: bool):
         if batch_idx == last_idx:
             self.eval_seconds.update(batch_time.sum)
         if self.primary:
@@ -185,23 +196,23 @@ class Report:
             _logger.info(f'*** Best metric: {best[0]} (epoch {best[1]})')
 
 
-def is_evaluated(args, epoch, num_epochs):
+def is_evaluated(args: Namespace, epoch: int, num_epochs: int):
     """True for an epoch after which there is an evaluation and a checkpoint."""
     return (epoch + 1) % args.val_interval == 0 or epoch == num_epochs - 1
 
 
-def count_evaluations(args, first_epoch, num_epochs):
+def count_evaluations(args: Namespace, first_epoch: int, num_epochs: int):
     """Passes over the evaluation data from `first_epoch` to the end; a moving average needs one of its own."""
     passes = 2 if args.model_ema and not args.model_ema_force_cpu else 1
     return passes * sum(is_evaluated(args, epoch, num_epochs) for epoch in range(first_epoch, num_epochs))
 
 
 def label(name: str) -> str:
-    """A metric's name as the console shows it: `maxup_passes` is "Maxup passes"."""
+    """A metric's name as the console shows it: `eval_top1` is "Eval top1"."""
     return name[:1].upper() + name[1:].replace('_', ' ')
 
 
-def term_metrics(record) -> str:
+def term_metrics(record: Any) -> str:
     """Metrics of the further loss terms as part of a console line, one group for each kind of metric."""
     groups = {}
     for (term, key), value in record.terms.items():

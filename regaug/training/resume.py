@@ -4,10 +4,12 @@ import argparse
 import logging
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from timm.models import clean_state_dict
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+from torch import nn
 
 from regaug.errors import OptionError
 from regaug.files import check_finite, check_weights, read_checkpoint
@@ -28,7 +30,7 @@ class Resumed(NamedTuple):
     interrupted: bool
 
 
-def next_epoch(checkpoint, refine_only=False):
+def next_epoch(checkpoint: dict[str, Any], refine_only: bool = False):
     """First epoch to run after a checkpoint; an interrupted epoch is repeated.
 
     Args:
@@ -44,7 +46,14 @@ def next_epoch(checkpoint, refine_only=False):
     return Resumed(checkpoint['epoch'] + finished, interrupted)
 
 
-def resume(task, path, *, optimizer=None, loss_scaler=None, log_info=True):
+def resume(
+    task: nn.Module,
+    path: str | Path,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    loss_scaler: Any = None,
+    log_info: bool = True,
+):
     """Continue from a checkpoint of ours or timm's.
 
     Args:
@@ -66,12 +75,12 @@ def resume(task, path, *, optimizer=None, loss_scaler=None, log_info=True):
         raise OptionError(f'--resume {path}: {error}; --no-resume-opt starts a new optimiser.') from error
 
 
-def resume_ema(task, path):
+def resume_ema(task: nn.Module, path: str | Path):
     """Load the moving average of a checkpoint, or its plain weights if it has none."""
     load_task_ema_checkpoint(task, path)
 
 
-def find_newest(folder, *, finished_only: bool) -> str | None:
+def find_newest(folder: str | Path, *, finished_only: bool) -> str | None:
     """The newest good checkpoint of an experiment's folder (`--resume auto`).
 
     Args:
@@ -102,7 +111,7 @@ def find_newest(folder, *, finished_only: bool) -> str | None:
     return None
 
 
-def check_metadata(checkpoint: dict, path):
+def check_metadata(checkpoint: dict, path: str | Path):
     """Make sure that what a run goes on from has the keys and types of a training checkpoint.
 
     Raises:
@@ -124,7 +133,7 @@ def check_metadata(checkpoint: dict, path):
         raise OptionError(f'--resume auto {path}: no training checkpoint, it has no {missing[0]}.')
 
 
-def check_content(path):
+def check_content(path: str | Path):
     """Read a checkpoint through: the checksums of its archive, and its weights.
 
     Raises:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+from argparse import Namespace
 from datetime import datetime
+from typing import Any
 
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
@@ -23,9 +25,9 @@ from regaug.options import args_as_yaml
 from regaug.training.checkpoints import Saver
 from regaug.training.criterion import create_criterion
 from regaug.training.engine import Engine, updates_per_epoch
-from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock
+from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock, unlock
 from regaug.training.interrupt import StopRequest
-from regaug.training.model import build_model, check_input_size, place_model, resolve_learning_rate
+from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.pictures import Pictures
 from regaug.training.report import Report
@@ -45,7 +47,7 @@ class Run:
         args: training options; the steps add to them what timm's script adds.
     """
 
-    def __init__(self, args):
+    def __init__(self, args: Namespace):
         self.args = args
         self.config = args_as_yaml(args)
         self.given_classes = args.num_classes is not None
@@ -83,7 +85,7 @@ class Run:
         for method in self.methods:
             method.close()
         if self.lock is not None:
-            os.close(self.lock)
+            unlock(self.folder, self.lock)
             self.lock = None
 
     def prepare(self):
@@ -108,7 +110,7 @@ class Run:
         self.methods = create_methods(args, model, self.data_config)
         if args.naflex_loader:
             self.data_config['patch_size'] = model.get_patch_size() if hasattr(model, 'get_patch_size') else (16, 16)
-        self.model = place_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
+        self.model = prepare_model(model, args, device=self.device, model_dtype=self.precision.model_dtype)
         if self.primary:
             count = sum(parameter.numel() for parameter in model.parameters())
             _logger.info(f'Model {safe_model_name(args.model)}: {count:,} parameters, {args.num_classes} classes.')
@@ -293,7 +295,7 @@ class Run:
         mean, std = (adapt_to_chs(self.data_config[key], channels) for key in ('mean', 'std'))
         return Pictures(os.path.join(self.folder, 'pictures'), mean, std, names)
 
-    def start_phase(self, phase):
+    def start_phase(self, phase: Any):
         """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""
         self.train_data.use(phase)
         if phase == self.phase:

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 from regaug.errors import OptionError
 from regaug.files import write_whole
@@ -16,11 +17,11 @@ class Summary:
         start_epoch: first epoch that this run writes.
     """
 
-    def __init__(self, path, start_epoch):
+    def __init__(self, path: str | Path, start_epoch: int):
         self.path = Path(path)
         self.rows = read_rows(self.path, start_epoch)
 
-    def add(self, row):
+    def add(self, row: dict[str, Any]):
         """Append an epoch's row (dict) and rewrite the file."""
         self.rows.append({name: value for name, value in row.items() if '/' not in name})  # histograms go to W&B alone
         columns = dict.fromkeys(key for earlier in self.rows for key in earlier)
@@ -46,7 +47,7 @@ def read_rows(path: Path, end: int) -> list[dict[str, str]]:
         raise OptionError(f'--experiment {path.parent.name}: {path} is no readable summary ({error}).') from error
 
 
-def before(row, epoch):
+def before(row: dict[str, Any], epoch: int):
     """True for a row of an earlier epoch; False for what is no row, such as a header that timm's script repeats."""
     try:
         return int(float(row['epoch'])) < epoch
@@ -54,7 +55,9 @@ def before(row, epoch):
         return False
 
 
-def epoch_row(epoch, train_metrics, eval_metrics, lr, phase):
+def epoch_row(
+    epoch: int, train_metrics: dict[str, float], eval_metrics: dict[str, float] | None, lr: float, phase: Any
+):
     """An epoch's row: timm's columns in timm's order, then the phase and the further terms.
 
     Args:

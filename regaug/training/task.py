@@ -10,8 +10,12 @@ The engine asks a task for three things (and knows no method by name):
 What a method does in them lies behind the door that `regaug.methods` describes.
 """
 
+from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Any
 
+import torch
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -19,6 +23,7 @@ from timm.task import (
     MultiLabelClassificationTask,
     TokenDistillationTask,
 )
+from torch import nn
 
 from regaug.methods import Context
 from regaug.training.averages import FULL
@@ -83,18 +88,18 @@ class LossTerms:
             network=self.trainable_module,
         )
 
-    def use(self, methods):
+    def use(self, methods: Iterable[Any]):
         """Take the methods of a run; each gets hold of the task."""
         self.methods = self.active = tuple(methods)
         for method in self.methods:
             method.attach(self)
 
-    def prepare_distributed(self, device_ids=None, **ddp_kwargs):
+    def prepare_distributed(self, device_ids: Any = None, **ddp_kwargs):
         for method in self.methods:
             self.trainable_module = method.wrap(self.trainable_module)
         return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
 
-    def start_phase(self, phase, criterion):
+    def start_phase(self, phase: Any, criterion: nn.Module):
         """Called when a `phases.Phase` begins, with the criterion that holds in it."""
         self.criterion = criterion
         self.active = tuple(method for method in self.methods if method.name in phase.methods)
@@ -110,7 +115,7 @@ class LossTerms:
         self.num_updates = num_updates
         self.micro_batch = 0
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True):
         super().train(mode)
         if self.freeze_bn:
             keep_statistics(self.full_network)
@@ -118,14 +123,14 @@ class LossTerms:
             method.train(mode)
         return self
 
-    def choose_input(self, input, target):
+    def choose_input(self, input: torch.Tensor, target: torch.Tensor):
         metrics = {}
         for method in self.active:
             input, target, chosen = method.select(input, target, self.context)
             metrics |= chosen
         return input, target, metrics
 
-    def loss_terms(self, input, target):
+    def loss_terms(self, input: torch.Tensor, target: torch.Tensor):
         def full(input=input, target=target):
             with self.autocast():
                 return super(LossTerms, self).forward(input, target)
@@ -136,7 +141,7 @@ class LossTerms:
             terms = method.loss_terms(terms, input, target, context)
         return terms
 
-    def forward(self, input, target):
+    def forward(self, input: torch.Tensor, target: torch.Tensor):
         input, target, _ = self.choose_input(input, target)
         terms = self.loss_terms(input, target)
         if len(terms) > 1 and any(getattr(part, 'grad_checkpointing', False) for part in self.full_network.modules()):
@@ -173,7 +178,7 @@ class TokenDistillation(LossTerms, TokenDistillationTask):
     """timm's distillation through a token, as one loss term."""
 
 
-def create_task(args, model, criterion, *, device, precision):
+def create_task(args: Namespace, model: nn.Module, criterion: nn.Module, *, device: torch.device, precision: Any):
     """The task for these options: classification, or one of timm's distillation tasks under `--kd-model-name`."""
     common = dict(device=device, dtype=precision.model_dtype, verbose=args.rank == 0)
     if args.task == 'multilabel':

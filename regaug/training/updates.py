@@ -1,7 +1,10 @@
 """From losses to weights: backward, unscaling, clipping, step."""
 
+from typing import Any
+
 import torch
 from timm.utils import dispatch_clip_grad
+from torch import nn
 
 
 class Updater:
@@ -12,7 +15,15 @@ class Updater:
         clip_mode: timm's `norm`, `value` or `agc` (which leaves the classifier out).
     """
 
-    def __init__(self, optimizer, task, *, loss_scaler=None, clip_grad=None, clip_mode='norm'):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        task: nn.Module,
+        *,
+        loss_scaler: Any = None,
+        clip_grad: Any = None,
+        clip_mode: str = 'norm',
+    ):
         self.optimizer = optimizer
         self.task = task
         self.loss_scaler = loss_scaler
@@ -20,7 +31,7 @@ class Updater:
         self.clip_mode = clip_mode
         self.second_order = getattr(optimizer, 'is_second_order', False)
 
-    def backward(self, loss):
+    def backward(self, loss: torch.Tensor):
         if self.loss_scaler is not None:
             loss = self.loss_scaler.scale(loss)
         loss.backward(create_graph=self.second_order)

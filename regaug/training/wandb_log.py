@@ -2,6 +2,11 @@
 
 import logging
 import shlex
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from regaug.training.averages import flat_name
 from regaug.training.pictures import MAX_IMAGES, captions_of, draw
@@ -23,7 +28,7 @@ class WandbLog:
         std: channel deviations.
     """
 
-    def __init__(self, args, *, name, mean, std):
+    def __init__(self, args: Namespace, *, name: str, mean: Sequence[float], std: Sequence[float]):
         import wandb
 
         self.wandb = wandb
@@ -49,7 +54,7 @@ class WandbLog:
             self.run.define_metric(pattern, step_metric='epoch')
         self.run.define_metric('step/*', step_metric='update')
 
-    def on_update(self, record, phase):
+    def on_update(self, record: Any, phase: Any):
         """Log a `engine.UpdateRecord`."""
         seconds = max(record.update_time.val, 1e-9)
         metrics = {
@@ -64,13 +69,13 @@ class WandbLog:
         }
         self._log({'update': record.num_updates, **{f'step/{name}': value for name, value in metrics.items()}})
 
-    def on_picture(self, input, target, phase):
+    def on_picture(self, input: torch.Tensor, target: torch.Tensor, phase: Any):
         """Log the first images of an augmented batch, normalisation undone, with their labels."""
         captions = captions_of(target[:MAX_IMAGES])
         picture = draw(input, captions, self.mean, self.std)
         self._log({f'batch/{phase}': self.wandb.Image(picture, caption=' '.join(captions))})
 
-    def on_epoch(self, row):
+    def on_epoch(self, row: dict[str, Any]):
         self._log(row)
 
     def finish(self):
@@ -80,13 +85,13 @@ class WandbLog:
         except Exception as error:  # a service that is gone raises whatever it stumbles over
             self._warn('took not all of the log', error)
 
-    def _log(self, values):
+    def _log(self, values: Any):
         try:
             self.run.log(values)
         except Exception as error:
             self._warn('has failed', error)
 
-    def _warn(self, what, error):
+    def _warn(self, what: Any, error: Any):
         """Say once what is wrong, and how the log gets there later; the training goes on."""
         if not self._broken:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

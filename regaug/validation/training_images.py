@@ -55,7 +55,7 @@ class SeededImages(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any):
         with seeded('risk image', self.seed, index):
             return self.dataset[index]
 

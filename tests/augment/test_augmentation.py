@@ -76,15 +76,14 @@ def test_flips_have_their_probability(prob):
 
 
 @pytest.mark.parametrize('size', [10, 5, 30])
-def test_cutout_is_a_square_around_any_pixel_clipped_at_the_borders(size):
+def test_cutout_is_a_square_around_any_pixel_that_begins_anywhere_and_ends_within_the_image(size):
     boxes = draw_many(cutout_size=size)['boxes']
     for edges, length in ((boxes[:, :2], HEIGHT), (boxes[:, 2:], WIDTH)):
-        squares = [(max(centre - size // 2, 0), min(centre - size // 2 + size, length)) for centre in range(length)]
+        squares = [(centre - size // 2, min(centre - size // 2 + size, length)) for centre in range(length)]
         expected = sorted(set(squares))
         found, counts = np.unique(edges, axis=0, return_counts=True)
         assert list(map(tuple, found.tolist())) == expected
-        shares = np.array([squares.count(square) for square in expected]) / length  # a large square is clipped twice
-        assert np.abs(counts / MANY - shares).max() < 5 * np.sqrt(shares.max() / MANY)
+        assert np.abs(counts / MANY - 1 / length).max() < 5 * np.sqrt(1 / length / MANY)
     by_row, by_column = boxes[:, 0] > np.median(boxes[:, 0]), boxes[:, 2] > np.median(boxes[:, 2])
     assert abs(np.corrcoef(by_row, by_column)[0, 1]) < 0.05
 
@@ -124,9 +123,9 @@ def test_samples_without_policy_and_cutout_stay_so_however_they_move(images):
     base = augmentation.draw(rng, images)
     expected = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     for delta in (1, 3):
-        steps = augmentation.draw_steps(rng, base, images, delta)
+        steps = augmentation.draw_steps(rng, base, delta)
         for sign in (1, -1):
-            moved = [augmentation.move(base, group, sign * step, images) for group, step in steps.items()]
+            moved = [augmentation.move(base, group, sign * step) for group, step in steps.items()]
             for result in augment(augmentation, images, base, *moved):
                 assert_equal(result, expected)
 
@@ -145,43 +144,60 @@ def draw_steps(delta=1, count=MANY, toss_flips=False, **kwargs):
     """(base, steps, probe) as arrays: {group: values [B, ...]} each."""
     augmentation, rng, input = make_augmentation(**kwargs), np.random.default_rng(2), blank(count)
     base = augmentation.draw(rng, input)
-    steps = augmentation.draw_steps(rng, base, input, delta, toss_flips=toss_flips)
+    steps = augmentation.draw_steps(rng, base, delta, toss_flips=toss_flips)
     bases = {group: getattr(base, FIELD[group]).numpy() for group in steps} | {'types': base.types.numpy()}
     probes = {
-        group: getattr(augmentation.move(base, group, step, input), FIELD[group]).numpy()
-        for group, step in steps.items()
+        group: getattr(augmentation.move(base, group, step), FIELD[group]).numpy() for group, step in steps.items()
     }
     return bases, {group: step.numpy() for group, step in steps.items()}, probes
 
 
-HIGH = {'crop': [8], 'policy': [9], 'cutout': [HEIGHT, HEIGHT, WIDTH, WIDTH]}
+HIGH = {'crop': 8, 'policy': 9, 'flip': 1}  # of parameters that have bounds; the lower one is 0
 
 
 @pytest.mark.parametrize('delta', [1, 2, 3])
-@pytest.mark.parametrize('group', HIGH)
-def test_probes_move_each_coordinate_by_delta_inwards_at_a_bound(group, delta):
+@pytest.mark.parametrize('group', ['crop', 'policy', 'cutout'])
+def test_probes_move_each_coordinate_up_or_down_by_delta_as_far_as_there_is_room(group, delta):
     base, steps, probes = draw_steps(delta)
-    values, step, high = base[group], steps[group], np.broadcast_to(HIGH[group], base[group].shape)
+    values, step = base[group], steps[group]
     moving = step != 0
     assert moving.all() == (group != 'policy')
     assert np.array_equal(np.abs(step[moving]), np.full(moving.sum(), delta))
-    up_only, down_only = moving & (values < delta), moving & (values > high - delta)
-    assert up_only.any() and down_only.any()
-    assert (step[up_only] == delta).all()
-    assert (step[down_only] == -delta).all()
-    free = moving & ~up_only & ~down_only
-    assert (step[free] > 0).mean() == pytest.approx(0.5, abs=0.02)
-    assert np.array_equal(probes[group], values + step)  # the whole step: nothing is clamped
+    expected = values + step
+    if group in HIGH:
+        expected = expected.clip(0, HIGH[group])
+        for bound, inwards in ((0, 1), (HIGH[group], -1)):  # a coin decides there, too
+            at_bound = moving & (values == bound)
+            assert (np.sign(step[at_bound]) == inwards).mean() == pytest.approx(0.5, abs=0.06)
+            assert (probes[group] == values)[at_bound].mean() == pytest.approx(0.5, abs=0.06)
+    assert (step[moving] > 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert np.array_equal(probes[group], expected)
 
 
 @pytest.mark.parametrize('group', ['crop', 'cutout'])
 def test_coordinates_of_a_probe_are_tossed_one_by_one(group):
     base, steps, _ = draw_steps()
-    high = np.broadcast_to(HIGH[group], base[group].shape)
-    free = ((base[group] >= 1) & (base[group] < high)).all(axis=1)
-    combinations = np.unique(steps[group][free], axis=0, return_counts=True)[1]
+    combinations = np.unique(steps[group], axis=0, return_counts=True)[1]
     assert len(combinations) == 2 ** base[group].shape[1]
-    assert np.abs(combinations / free.sum() - 1 / len(combinations)).max() < 0.02
+    assert np.abs(combinations / MANY - 1 / len(combinations)).max() < 0.02
+
+
+def test_edges_of_a_cutout_move_out_of_the_image_which_cuts_what_lies_outside():
+    """Black pixels are those of rows and columns between the edges, wherever these lie."""
+    augmentation = make_augmentation(['cutout'], mean=(0.0,) * 3, std=(1.0,) * 3)
+    images, rng = torch.ones(500, 3, HEIGHT, WIDTH), np.random.default_rng(9)
+    base = augmentation.draw(rng, images)
+    moved = augmentation.move(base, 'cutout', 4 * augmentation.draw_steps(rng, base, 1)['cutout'])
+    [_, results] = augment(augmentation, images, base, moved)
+    boxes = moved.boxes.numpy()
+    assert (boxes[:, 0] < -5).any() and (boxes[:, 1] > HEIGHT).any()
+    assert (boxes[:, 2] < -5).any() and (boxes[:, 3] > WIDTH).any()
+    for result, (top, bottom, left, right) in zip(results, boxes.tolist()):
+        expected = [
+            [float(not (top <= row < bottom and left <= column < right)) for column in range(WIDTH)]
+            for row in range(HEIGHT)
+        ]
+        assert_equal(result, torch.tensor(expected).expand(3, -1, -1).clone())
 
 
 def test_one_operator_of_a_policy_moves_and_those_without_levels_stay():
@@ -210,7 +226,9 @@ def test_a_coin_decides_about_the_flip_of_each_sample_where_it_is_tossed():
     assert flipped.mean() == pytest.approx(0.5, abs=0.02)
     assert abs(np.corrcoef(base['flip'], flipped)[0, 1]) < 0.03
     _, others, _ = draw_steps()
-    assert all(np.array_equal(steps[group], others[group]) for group in HIGH)  # all else is drawn alike
+    assert all(
+        np.array_equal(steps[group], others[group]) for group in GROUPS if group != 'flip'
+    )  # all else is drawn alike
 
 
 # --- moves --------------------------------------------------------------------------------------------------------
@@ -218,15 +236,16 @@ def test_a_coin_decides_about_the_flip_of_each_sample_where_it_is_tossed():
 
 @pytest.mark.parametrize('size', [1, 2, 5, 1000])
 @pytest.mark.parametrize('group', GROUPS)
-def test_moves_of_any_size_end_within_the_range_and_change_their_group_alone(group, size):
+def test_moves_of_any_size_end_within_the_bounds_there_are_and_change_their_group_alone(group, size):
     augmentation, rng, input = make_augmentation(), np.random.default_rng(3), blank(500)
     base = augmentation.draw(rng, input)
     before = {field.name: getattr(base, field.name).clone() for field in fields(base)}
     values = before[FIELD[group]]
     step = torch.from_numpy(rng.integers(-size, size + 1, size=values.shape))
-    high = np.broadcast_to({**HIGH, 'flip': [1]}[group], values.shape)
-    expected = np.minimum(np.maximum(values.numpy() + step.numpy(), 0), high)
-    moved = augmentation.move(base, group, step, input)
+    expected = values.numpy() + step.numpy()
+    if group in HIGH:
+        expected = expected.clip(0, HIGH[group])
+    moved = augmentation.move(base, group, step)
     assert np.array_equal(getattr(moved, FIELD[group]).numpy(), expected)
     assert getattr(moved, FIELD[group]).dtype == values.dtype
     for name, value in before.items():
@@ -371,7 +390,7 @@ def test_cutout_is_black_before_normalisation(images):
     params = augmentation.draw(np.random.default_rng(0), images)
     [result] = augment(augmentation, images, params)
     for sample, (top, bottom, left, right) in zip(result, params.boxes.tolist()):
-        box = sample[:, top:bottom, left:right]
+        box = sample[:, max(top, 0) : bottom, max(left, 0) : right]
         assert box.numel() >= 3 * 25
         for channel, mean, std in zip(box, MEAN, STD):
             assert torch.equal(channel, torch.full_like(channel, (0 - np.float32(mean)) / np.float32(std)))
@@ -381,8 +400,8 @@ def candidates_of(augmentation, images):
     """A base and, for each group, what it becomes by a step."""
     rng = np.random.default_rng(8)
     base = augmentation.draw(rng, images)
-    steps = augmentation.draw_steps(rng, base, images, 2)
-    return [base, *(augmentation.move(base, group, step, images) for group, step in steps.items())]
+    steps = augmentation.draw_steps(rng, base, 2)
+    return [base, *(augmentation.move(base, group, step) for group, step in steps.items())]
 
 
 @pytest.mark.parametrize('groups', [GROUPS, ['policy', 'cutout'], ['cutout'], ['flip', 'cutout']], ids='+'.join)

@@ -15,6 +15,7 @@ from regaug.errors import OptionError
 from tests.helpers.training import train_argv
 
 LENGTH = ('--epochs', 4)
+PATIENCE = 300  # seconds; on a busy machine a start takes its time
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_base_is_trained_for_the_time_that_a_method_took(spec, tmp_path):
 def test_killed_harness_loses_nothing(spec, start, tmp_path):
     arguments = spec({'plain': '', 'mixup': '--mixup 0.5'}, options=LENGTH)
     program = start('-m', 'benchmarks.accuracy', *arguments)
-    program.wait_for('[1/2] plain')
+    program.wait_for('[1/2] plain', PATIENCE)
     finished = tmp_path / 'out' / 'runs' / 'plain' / 'seed0' / 'result.json'
     written = finished.stat().st_mtime_ns
     wait_for_epoch(tmp_path / 'out' / 'runs' / 'mixup' / 'seed0', 2)
@@ -96,7 +97,7 @@ def test_killed_harness_loses_nothing(spec, start, tmp_path):
 
 def wait_for_epoch(folder, count):
     """Waits until a run has finished so many epochs."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not ((folder / 'summary.csv').exists() and len((folder / 'summary.csv').read_text().splitlines()) > count):
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -106,10 +107,10 @@ def wait_for_epoch(folder, count):
 def test_stopped_harness_ends_its_runs_and_reports_what_there_is(spec, start, tmp_path):
     arguments = spec({'plain': '', 'mixup': '--mixup 0.5 --epochs 200'}, options=LENGTH)
     program = start('-m', 'benchmarks.accuracy', *arguments)
-    program.wait_for('[1/2] plain')
+    program.wait_for('[1/2] plain', PATIENCE)
     wait_for_epoch(tmp_path / 'out' / 'runs' / 'mixup' / 'seed0', 1)
     program.process.send_signal(signal.SIGTERM)
-    status, output = program.finish()
+    status, output = program.finish(PATIENCE)
     assert status == 130 and 'Stopped. The same command goes on' in output
     assert set(read_runs(tmp_path / 'out')) == {('plain', 0)}
     log = (tmp_path / 'out' / 'runs' / 'mixup' / 'seed0' / 'log.txt').read_text()

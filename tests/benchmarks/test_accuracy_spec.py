@@ -27,10 +27,10 @@ def spec_file(folder, **changes):
 
 
 def test_options_of_a_variant_come_after_those_of_all(tmp_path):
-    spec = read_spec(
-        spec_file(tmp_path, config='regaug/recipes/digits.yaml', variants={'plain': '', 'b': '--lr 0.3'}, equal_time=[])
-    )
-    assert spec.argv('b') == ['-c', 'regaug/recipes/digits.yaml', *SPEC['options'].split(), '--lr', '0.3']
+    config = tmp_path / 'config.yaml'
+    config.write_text('lr: 0.1')
+    spec = read_spec(spec_file(tmp_path, config=str(config), variants={'plain': '', 'b': '--lr 0.3'}, equal_time=[]))
+    assert spec.argv('b') == ['-c', str(config), *SPEC['options'].split(), '--lr', '0.3']
     assert (spec.args('plain').lr, spec.args('b').lr) == (0.1, 0.3)
 
 

@@ -171,3 +171,14 @@ def test_table_of_all_rows_goes_to_weights_and_biases(run, checkpoint, monkeypat
     monkeypatch.setattr(wandb, 'init', lambda **kwargs: (_ for _ in ()).throw(OSError('no network')))
     assert run('--checkpoint', checkpoint, '--log-wandb')['top1'] == rows[0]['top1']
     assert 'no network' in caplog.text
+
+
+def test_table_to_read_shows_what_differs_between_the_rows(run, checkpoint, caplog):
+    caplog.set_level('INFO', logger='validate')
+    rows = run('--checkpoint', checkpoint, '--attack', 'fgsm', '--attack-eps', 0.05)
+    table = next(record.getMessage() for record in caplog.records if record.getMessage().startswith('Results:'))
+    _, head, *lines = table.splitlines()
+    assert [line.split()[0] for line in lines] == [str(row['top1']) for row in rows]
+    assert head.split()[-1] == 'condition'
+    assert lines[1].endswith('fgsm normalized 0.05')
+    assert 'test_resnet' not in table, 'the same in all rows'

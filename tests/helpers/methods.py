@@ -60,8 +60,7 @@ class Row:
         return args, phase_at(MAIN_EPOCH, args), model, methods.create_methods(args, model, config)
 
 
-def subnet_columns(count):
-    names = ('loss', 'agreement', 'width', 'size')
+def subnet_columns(count, names=('loss', 'agreement', 'width', 'size')):
     return [f'sub{index}_{name}' for index in range(1, count + 1) for name in names]
 
 
@@ -71,29 +70,23 @@ def maxup_columns(copies):
 
 
 def uada_columns(*groups):
-    operators = (
-        *('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'color', 'contrast', 'sharpness'),
-        *('brightness', 'posterize', 'solarize', 'autocontrast', 'equalize', 'identity'),
-    )
-    return [
-        *('uada_passes', 'uada_gain', 'uada_moved', *(f'uada_moved_{group}' for group in groups)),
-        *(f'uada_operator/{name}' for name in operators if 'policy' in groups),
-        *(f'uada_level/{level}' for level in range(10) if 'policy' in groups),
-    ]
+    return ['uada_passes', 'uada_gain', 'uada_moved', *(f'uada_moved_{group}' for group in groups)]
 
 
 GRADAUG = {'gradaug': 2, 'gradaug_min_width': 0.5, 'gradaug_transforms': ['rotate', 'scale']}
-GRADAUG_CONSOLE = tuple(rf'  sub {name}: \S+ \S+  ' for name in ('loss', 'agreement', 'width', 'size'))
+GRADAUG_CONSOLE = tuple(rf'  Sub {name}: \S+ \S+  ' for name in ('loss', 'agreement', 'width', 'size'))
+SEMI_COLUMNS = [*(f'ulb1_{name}' for name in ('loss', 'agreement', 'confidence', 'kept', 'accuracy'))]
+SEMI_COLUMNS += ['ulb2_loss', 'ulb2_agreement']
 MAXUP = {'maxup': 3, 'maxup_aug': 'cutmix+gauss', 'gauss_sigma': 0.1, 'maxup_warmup_epochs': 1}
-MAXUP_CONSOLE = ('  maxup_passes: 3  ', r'  maxup_chosen_loss: \S+  ', r'  maxup_share: \S+ \S+ \S+  ')
+MAXUP_CONSOLE = ('  Maxup passes: 3  ', r'  Maxup chosen loss: \S+  ', r'  Maxup share: \S+ \S+ \S+  ')
 UADA = {'uada': True, 'uada_groups': ['crop', 'flip', 'policy', 'cutout'], 'cutout_size': 8}
-UADA_CONSOLE = (r'  uada_passes: \S+  ', r'  uada_gain: \S+  ', r'  uada_moved_flip: \S+  ')
+UADA_CONSOLE = (r'  Uada passes: \S+  ', r'  Uada gain: \S+  ', r'  Uada moved flip: \S+  ')
 
 METHODS = {
     'gradaug': Row(
         {**GRADAUG, 'gradaug_start_epoch': 1},
         {'gradaug': 0},
-        ('--drop', 0.2, '--workers', 1),
+        ('--drop', 0.2),
         {'gradaug': subnet_columns(2)},
         GRADAUG_CONSOLE,
         'GradAug: an update costs about',
@@ -102,8 +95,8 @@ METHODS = {
         {'gradaug': 1, 'gradaug_subnet': 'depth', 'gradaug_depth_rate': 0.5, 'gradaug_every': 2},
         {'gradaug': 0},
         ('--model', 'test_efficientnet'),
-        {'gradaug': subnet_columns(1)},
-        (r'  sub loss: \S+  sub agreement: \S+',),
+        {'gradaug': subnet_columns(1, ('loss', 'agreement', 'size'))},
+        (r'  Sub loss: \S+  Sub agreement: \S+',),
         'GradAug: drop path in',
     ),
     'gradaug with mixing': Row(
@@ -111,7 +104,15 @@ METHODS = {
         {'gradaug': 0},
         ('--mixup', 0.5, '--cutmix', 1.0),
         {'gradaug': subnet_columns(1)},
-        (r'  sub loss: \S+  sub agreement: \S+',),
+        (r'  Sub loss: \S+  Sub agreement: \S+',),
+    ),
+    'semi-supervised gradaug': Row(
+        {**GRADAUG, 'unlabeled_split': 'train', 'p_cutoff': 0.1, 'ulb_warmup_updates': 2},
+        {'gradaug': 0, 'unlabeled_split': None},
+        ('--workers', 0),  # the ranks of a test may have no workers of their own
+        {'gradaug': subnet_columns(2), 'semi': SEMI_COLUMNS},
+        (*GRADAUG_CONSOLE, r'  (?i:ulb) loss: \S+ \S+  ', r'  (?i:ulb) confidence: \S+'),
+        'GradAug-semi: .* unlabelled images',
     ),
     'maxup': Row(MAXUP, {'maxup': 0}, ('--cutmix', 1.0), {'maxup': maxup_columns(3)}, MAXUP_CONSOLE),
     'maxup of views': Row(
@@ -119,7 +120,7 @@ METHODS = {
         {'maxup': 0},
         ('--aa', 'rand-m5-mstd0.5', '--reprob', 0.5, '--workers', 1),
         {'maxup': maxup_columns(2)},
-        ('  maxup_passes: 2  ',),
+        ('  Maxup passes: 2  ',),
     ),
     'uada': Row(UADA, {'uada': False}, ('--pad-crop', 4), {'uada': uada_columns(*UADA['uada_groups'])}, UADA_CONSOLE),
     'manifold mixup': Row({'manifold_mixup': 1.0}, {'manifold_mixup': 0.0}, start='Manifold Mixup: at the input or'),
@@ -135,6 +136,6 @@ METHODS = {
         {'gradaug': 0, 'uada': False},
         (),
         {'gradaug': subnet_columns(2), 'uada': uada_columns('policy')},
-        (*GRADAUG_CONSOLE, r'  uada_moved_policy: \S+  '),
+        (*GRADAUG_CONSOLE, r'  Uada moved policy: \S+  '),
     ),
 }

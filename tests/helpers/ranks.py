@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 RANKS = 2
-SECONDS = 240  # under which no waiting is a sign of a deadlock
+SECONDS = 600  # after which waiting is a deadlock
 PRELOADED = ['timm', 'wandb', 'regaug.training.run', 'tests.helpers.training']
 
 

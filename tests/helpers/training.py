@@ -67,17 +67,23 @@ def run_train(folder, output, *options, experiment='run', status=0, stop_after=N
         build_schedule(run)
         run.num_epochs = min(run.num_epochs, stop_after)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)  # timm's folder reader closes none
+    with pytest.MonkeyPatch.context() as patch:
         if stop_after is not None:
             patch.setattr(Run, 'build_schedule', cut_short)
+        run_argv(train_argv(folder, output, '--experiment', experiment, *options), status)
+    return output / experiment
+
+
+def run_argv(argv, status=0):
+    """Run train.py in this process with a command line; it must end with this exit status."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)  # timm's folder reader closes none
         try:
-            assert train_script.main(train_argv(folder, output, '--experiment', experiment, *options)) == status
+            assert train_script.main(argv) == status
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    return output / experiment
 
 
 def train_args(*options, rank=0, world_size=1):

@@ -14,7 +14,7 @@ from tests.helpers.training import CLASSES, make_task
 
 HEIGHT, WIDTH, PADDING = 16, 24, 2
 FIELD = {'crop': 'offsets', 'flip': 'flips', 'policy': 'levels', 'cutout': 'boxes'}
-HIGH = {'flip': [1], 'crop': [2 * PADDING] * 2, 'policy': [9, 9], 'cutout': [HEIGHT, HEIGHT, WIDTH, WIDTH]}
+HIGH = {'flip': 1, 'crop': 2 * PADDING, 'policy': 9}  # a Cutout has no bounds
 
 
 class Listening(Augmentation):
@@ -96,8 +96,10 @@ def moved_by_hand(base, group, step, sign, size=1):
     if group == 'flip':
         new = [int(bool(values[0]) != (sign > 0))]
     else:
-        pairs = zip(values[0].tolist(), step[0].tolist(), HIGH[group], strict=True)
-        new = [[min(max(value + size * sign * sign_of(part), 0), high) for value, part, high in pairs]]
+        pairs = zip(values[0].tolist(), step[0].tolist(), strict=True)
+        new = [[value + size * sign * sign_of(part) for value, part in pairs]]
+        if group in HIGH:
+            new = [[min(max(value, 0), HIGH[group]) for value in new[0]]]
     return replace(base, **{FIELD[group]: torch.tensor(new)})
 
 

@@ -298,6 +298,33 @@ def test_lambda_is_one_where_nothing_is_mixed(name):
     assert_equal(labels, target)
 
 
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('copies', [2, 5, 20])
+def test_pictures_show_all_copies_of_the_first_samples_with_their_losses(copies):
+    model = make_model(dtype=torch.float32)
+    task = selecting_task(model, AUGMENTATIONS['cutmix'](), copies=copies)
+    [(input, target)] = make_batches(1, size=12, dtype=torch.float32)
+    task.choose_input(input, target)
+    assert task.pictures() == []
+    candidates, (chosen, _, _) = candidates_of(task, input, target, (0, 0, 0))
+    task.keep_pictures = True
+    again, _, _ = task.choose_input(input, target)
+    assert_equal(again, chosen)
+    [(name, images, captions)] = task.pictures()
+    samples = max(1, 16 // copies)
+    assert name == 'maxup' and len(images) == len(captions) == samples * copies
+    losses = losses_of(model, task.criterion, candidates)
+    for place, (image, caption) in enumerate(zip(images, captions)):
+        sample, copy = divmod(place, copies)
+        assert_equal(image, candidates[copy][0][sample])
+        worst = copy == losses[:, sample].argmax()
+        assert caption == f'loss {losses[copy, sample]:.2f}' + (', chosen' if worst else '')
+    task.keep_pictures = False
+    assert task.pictures() == []
+
+
 # --- sub-networks -------------------------------------------------------------------------------------------------
 
 

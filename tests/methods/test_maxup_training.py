@@ -174,9 +174,9 @@ def test_warm_up_trains_on_one_copy_and_refinement_on_none(train, caplog):
     lines = [record.message for record in log.records if record.message.startswith('Train: ')]
     assert len(lines) == 16
     for number, line in enumerate(lines):
-        assert ('maxup_lambda: ' in line) == (number < 12)
-        assert ('maxup_passes: 3' in line) == ('maxup_chosen_loss: ' in line) == (4 <= number < 12)
-    shares = lines[5].partition('maxup_share: ')[2].split('  ')[0].split()
+        assert ('Maxup lambda: ' in line) == (number < 12)
+        assert ('Maxup passes: 3' in line) == ('Maxup chosen loss: ' in line) == (4 <= number < 12)
+    shares = lines[5].partition('Maxup share: ')[2].split('  ')[0].split()
     assert len(shares) == 3
     assert sum(map(float, shares)) == pytest.approx(1, abs=0.01)
 
@@ -269,6 +269,12 @@ def test_mixup_off_epoch_ends_mixing_and_leaves_other_copies(options, copies):
             else:
                 assert len(values) > 50
                 assert lam.min() < 0.5
+
+
+def test_pictures_show_the_copies_of_every_phase_that_has_several(train):
+    options = ('--maxup', 3, '--maxup-warmup-epochs', 1, '--epochs', 2, '--refine-epochs', 1, '--save-images')
+    names = {path.name for path in (train(*options) / 'pictures').iterdir()}
+    assert names == {'warmup-batch.png', 'main-batch.png', 'main-maxup.png', 'refine-batch.png'}
 
 
 # --- exact resume -------------------------------------------------------------------------------------------------

@@ -93,9 +93,11 @@ def test_with_batch_statistics_choices_equal_those_of_fresh_copies_of_the_model(
         scored += [pair[0] for pair in pairs]
         candidates += [pair[1] for pair in pairs]
     else:
-        scored += [score(moved(group, ones)) for group in GROUPS]
+        probes = [candidate(group, ones) for group in GROUPS]
+        assert any((as_scored[1] != own[1]).any() for as_scored, own in probes)  # where a bound holds the probe back
+        scored += [as_scored for as_scored, _ in probes]
         rescored = []
-        for group, (_, losses) in zip(GROUPS, scored[1:], strict=True):
+        for group, (_, (_, losses)) in zip(GROUPS, probes, strict=True):
             signs = [up * sign_of(difference) for difference in (losses - scored[0][1]).tolist()]
             as_scored, as_chosen = candidate(group, signs)
             if group == 'flip':  # no pass of its own: the losses of the base and of the probe
@@ -164,18 +166,21 @@ def test_levels_move_towards_brighter_images_where_the_loss_rises_with_brightnes
     chosen, _, metrics = uada(input, target, (0, 0, 0))
 
     base, steps = uada.augmentation.base, uada.augmentation.steps['policy']
-    expected, moved = base.levels.clone(), 0
+    expected, moved, held_back = base.levels.clone(), 0, 0
     for index, slot in enumerate(slots):
         if steps[index, slot] == 0:  # it was the turn of the other operator
             continue
         brighter = 1 if base.signs[index, slot] > 0 else -1
         rises = 1 if target[index] == 1 else -1
         level = int(base.levels[index, slot])
+        if level == min(max(level + int(steps[index, slot]), 0), 9):  # at a bound, without a difference to follow
+            held_back += 1
+            continue
         expected[index, slot] = min(max(level + uphill * epsilon * brighter * rises, 0), 9)
         moved += int(expected[index, slot] != level)
     assert_equal(chosen, augment(uada, input, replace(base, levels=expected)))
     assert float(metrics['uada_moved']) == pytest.approx(moved / count)
-    assert 60 < moved < 140
+    assert 50 < moved < 140 and held_back > 3
     assert uphill * float(metrics['uada_gain']) > 0
 
 
@@ -202,6 +207,48 @@ def test_crops_move_along_the_sign_of_the_difference_in_both_coordinates(delta, 
     assert_equal(chosen, augment(uada, input, replace(uada.augmentation.base, offsets=offsets + epsilon * expected)))
     assert float(metrics['uada_moved']) == 1
     assert uphill * float(metrics['uada_gain']) > 0.01 * epsilon
+
+
+@pytest.mark.parametrize(('step', 'uphill'), [('ascend', 1), ('descend', -1)])
+def test_a_coordinate_that_a_bound_holds_back_follows_the_difference_that_the_other_makes(step, uphill):
+    """As in the released code: by the sign of its own step, which would have led out of the range."""
+    count, padding = 300, 4
+    model = Meter(lambda input: (input[:, 0] * torch.arange(WIDTH)).sum(dim=(1, 2)))  # of columns alone
+    uada = make_uada(model, ['crop'], step=step, augmentation={**PLAIN, 'padding': padding})
+    offsets = torch.stack([torch.randint(2, (count,)) * 2 * padding, torch.randint(2, 7, (count,))], dim=1)
+    uada.augmentation.given = lambda drawn: replace(drawn, offsets=offsets)
+    input = torch.zeros(count, 3, HEIGHT, WIDTH)
+    input[:, :, 8, 12] = 1
+    uada(input, torch.ones(count, dtype=torch.int64), (0, 0, 0))
+    [candidate] = uada.augmentation.applied[-1:]
+    rows, kinds = offsets[:, 0], set()
+    for index, (down, right) in enumerate(uada.augmentation.steps['crop'].tolist()):
+        uphill_column = -uphill  # the pixel moves the other way
+        follows = uphill_column * right  # +1 where the candidate is the probe, -1 where it is opposite
+        row = min(max(int(rows[index]) + follows * down, 0), 2 * padding)
+        assert candidate.offsets[index].tolist() == [row, int(offsets[index, 1]) + uphill_column]
+        kinds.add((int(rows[index]), down, row))
+    assert kinds == {(0, -1, 0), (0, -1, 1), (0, 1, 1), (0, 1, 0), (8, 1, 8), (8, 1, 7), (8, -1, 7), (8, -1, 8)}
+
+
+def test_a_probe_that_a_bound_holds_back_is_the_base_whatever_its_pass_says():
+    """Batch statistics give the same image another loss in the probe's pass; no step follows from that."""
+    brightness = OPERATORS.index('brightness')
+    uada = make_uada(small_model(), ['policy'])
+    uada.augmentation.given = lambda drawn: replace(
+        drawn, types=torch.full((64, 2), brightness), levels=torch.randint(2, (64, 2)) * 9
+    )
+    input, target = make_batch(64)
+    uada(input, target, (0, 0, 0))
+    base, steps = uada.augmentation.base.levels, uada.augmentation.steps['policy']
+    held_back = (base + steps).clamp(0, 9).eq(base).all(dim=1)
+    assert 10 < held_back.sum() < 54
+    losses = [losses for _, losses in uada.scorer.passes]
+    assert (losses[1] != losses[0])[held_back].all()
+    _, probe, candidate = uada.augmentation.applied
+    assert_equal(probe.levels[held_back], base[held_back])
+    assert_equal(candidate.levels[held_back], base[held_back])
+    assert (candidate.levels != base).any()
 
 
 @pytest.mark.parametrize(('step', 'uphill'), [('ascend', 1), ('descend', -1)])
@@ -243,7 +290,7 @@ def test_parameters_stay_in_their_ranges_over_many_updates(delta, epsilon, step)
         for params in uada.augmentation.applied:
             for group, high in HIGH.items():
                 values = getattr(params, FIELD[group])
-                assert (values >= 0).all() and (values <= torch.tensor(high)).all()
+                assert (values >= 0).all() and (values <= high).all()
                 assert_equal(params.types, uada.augmentation.base.types)
                 assert_equal(params.signs, uada.augmentation.base.signs)
             reached |= set(params.levels.flatten().tolist())

@@ -143,4 +143,4 @@ def test_a_model_whose_buffers_a_pass_would_change_is_refused_by_the_buffers_nam
 def test_such_a_model_trains_where_nothing_is_scored(train, caplog):
     log = follow_log(caplog)
     assert (train('--uada', '--uada-epsilon', 0, *COUNTING) / 'last.pth.tar').exists()
-    assert 'uada_passes: 0' in log.text
+    assert 'Uada passes: 0' in log.text

@@ -12,7 +12,7 @@ from torch import nn
 from regaug.augment.operators import OPERATORS
 from regaug.augment.parameters import GROUPS
 from tests.helpers.training import assert_equal, make_droppy_model, set_selector
-from tests.helpers.uada import CASES, Meter, make_batch, make_uada, one_sample, small_model
+from tests.helpers.uada import CASES, Meter, augment, make_batch, make_uada, one_sample, small_model
 
 # --- no trace -----------------------------------------------------------------------------------------------------
 
@@ -154,3 +154,38 @@ def test_shares_add_up(kwargs):
 def test_without_a_policy_there_are_no_histograms():
     _, _, metrics = make_uada(small_model(), ['crop', 'flip'])(*make_batch(), (0, 0, 0))
     assert set(metrics) == {'uada_passes', 'uada_gain', 'uada_moved', 'uada_moved_crop', 'uada_moved_flip'}
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [3, 20])
+def test_pictures_show_samples_as_drawn_and_as_trained_on_with_their_losses(size):
+    uada = make_uada(small_model(), frozen=True)
+    input, target = make_batch(size)
+    uada(input, target, (1, 0, 0))
+    assert uada.pictures() == []
+    uada.keep_pictures = True
+    chosen, _, _ = uada(input, target, (2, 0, 0))
+    [(name, images, captions)] = uada.pictures()
+    shown = min(size, 8)
+    assert name == 'uada' and len(images) == len(captions) == 2 * shown
+    assert_equal(images[1::2], chosen[:shown])
+    assert_equal(images[::2], augment(uada, input, uada.augmentation.base)[:shown])
+    uada.scorer.passes.clear()
+    for batch, texts in ((images[::2], captions[::2]), (images[1::2], captions[1::2])):
+        for loss, text in zip(uada.scorer(batch, target[:shown]).tolist(), texts):
+            assert text == 'as it was drawn' or text.endswith(f'loss {loss:.2f}')
+    moved = {text.split(':')[0] for text in captions[1::2]} - {'as it was drawn'}
+    assert moved <= set(GROUPS) and moved
+    same = [torch.equal(before, after) for before, after in zip(images[::2], images[1::2])]
+    assert all(same[index] for index, text in enumerate(captions[1::2]) if text == 'as it was drawn')
+
+
+def test_nothing_is_kept_unless_it_is_asked_for():
+    uada = make_uada(small_model())
+    images, _, _ = uada(*make_batch(), (1, 0, 0))
+    uada.keep_pictures = True
+    again, _, _ = uada(*make_batch(), (1, 0, 0))
+    assert_equal(again, images)
+    assert make_uada(small_model(), epsilon=0).pictures() == []

@@ -180,3 +180,54 @@ def test_a_file_is_a_command_line(write_config, text, line):
     if text.startswith('mean'):  # what no command line can say, since it looks like options
         from_line.mean, from_line.std = [-1e-5, -2.0, 3.0], [1.0, 1.0, 1.0]
     assert exact(from_file) == exact(from_line)
+
+
+# --- bases --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write_based(tmp_path):
+    """Writes a file with a base, in a folder of its own beside the base's, and returns its path."""
+
+    def write(text, base='epochs: 7\nlr: 0.5\nwarmup_epochs: 2\n'):
+        (tmp_path / 'wrn.yaml').write_text(base)
+        (tmp_path / 'paper').mkdir()
+        (tmp_path / 'paper' / 'recipe.yaml').write_text(text)
+        return str(tmp_path / 'paper' / 'recipe.yaml')
+
+    return write
+
+
+def test_values_of_a_base_hold_where_the_file_says_nothing(write_based, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a base is looked for beside the file, wherever one is
+    args = parse_train([*BASE, '-c', write_based('base: ../wrn.yaml\nlr: 0.25\nopt: adamw\n'), '--warmup-epochs', '3'])
+    assert (args.epochs, args.lr, args.opt, args.warmup_epochs) == (7, 0.25, 'adamw', 3)
+    assert not hasattr(args, 'base')
+
+
+def test_a_file_overrides_its_base_under_any_name_of_an_option(write_based):
+    args = parse_train([*BASE, '-c', write_based('base: ../wrn.yaml\ndecay-rate: 0.5\n', 'dr: 0.25\n')])
+    assert args.decay_rate == 0.5
+
+
+def test_values_of_a_base_stand_in_what_a_run_notes(write_based, write_config):
+    args = parse_train([*BASE, '-c', write_based('base: ../wrn.yaml\nlr: 0.25\n')])
+    noted = args_as_yaml(args)
+    assert 'epochs: 7\n' in noted
+    assert '\nbase:' not in noted
+    assert parse_train(['-c', write_config(noted)]) == args
+
+
+@pytest.mark.parametrize(
+    ('text', 'base', 'parts'),
+    [
+        ('base: ../wrm.yaml\n', '', ['wrm.yaml: cannot be read']),
+        ('base: [a, b]\n', '', ["base: ['a', 'b']: takes the name of one file"]),
+        ('base: ../wrn.yaml\n', 'base: other.yaml\n', ['wrn.yaml has a base itself']),
+        ('base: ../wrn.yaml\n', 'epoch: 7\n', ["wrn.yaml: unknown key 'epoch'", 'epochs']),
+        ('base: ../wrn.yaml\nepochs: seven\n', '', ["recipe.yaml: epochs: 'seven'"]),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused_by_name(write_based, text, base, parts):
+    message = refusal([*BASE, '-c', write_based(text, base)])
+    assert [part for part in parts if part not in message] == [], message

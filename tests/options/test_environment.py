@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regaug.errors import OptionError
-from regaug.options import parse_train, parse_validate, timm_checks, timm_data_checks
+from regaug.options import parse_train, parse_validate, timm_data_checks
 from tests.helpers.options import BASE
 
 
@@ -75,7 +75,7 @@ def test_a_cuda_device_beyond_the_last_one_is_refused(monkeypatch):
 
 
 def test_a_model_that_timm_has_dropped_is_refused(monkeypatch):
-    monkeypatch.setattr(timm_checks, 'get_deprecated_models', lambda: {'resnet10t': None})
+    monkeypatch.setattr('timm.models.get_deprecated_models', lambda: {'resnet10t': None})
     with pytest.raises(OptionError, match='--model resnet10t: timm no longer has this model'):
         parse_train(BASE)
 

@@ -108,6 +108,45 @@ def test_an_option_without_its_switch_is_warned_about_once(line, warnings, caplo
     assert caplog.messages == warnings
 
 
+SWITCHES = {
+    '--kd-model-name': '--kd-distill-type=logit --kd-loss-type=kl --distill-loss-weight=1 --task-loss-weight=1 '
+    '--kd-temperature=2 --kd-student-feature-dim=3 --kd-teacher-feature-dim=3 --kd-token-distill-type=hard',
+    '--resume': '--no-resume-opt',
+    '--torchcompile': '--torchcompile-mode=default',
+    '--amp': '--amp-dtype=float16',
+    '--clip-grad': '--clip-mode=agc',
+    '--lr-noise': '--lr-noise-pct=0.1 --lr-noise-std=1',
+    '--bce-loss or --task multilabel': '--bce-sum --bce-target-thresh=0.5 --bce-pos-weight=2',
+    '--reprob': '--remode=const --recount=2',
+    '--mixup or --cutmix or --cutmix-minmax': '--mixup-prob=1 --mixup-switch-prob=1 --mixup-mode=elem '
+    '--mixup-off-epoch=9',
+    '--model-ema': '--model-ema-force-cpu --model-ema-decay=0.5 --model-ema-warmup',
+    '--task multilabel': '--multilabel-threshold=0.5',
+    '--log-wandb': '--wandb-project=a --wandb-tags=a',
+    '--train-img-sizes': '--variable-batch-loss-scale=sqrt',
+    '--train-size-schedule progressive': '--train-size-schedule-spread=1 --train-size-random-mix=0',
+    '--naflex-loader': '--naflex-train-seq-lens=9 --naflex-max-seq-len=9 --naflex-patch-sizes=9 '
+    '--naflex-loss-scale=none --naflex-patchify-channels-first',
+    '--pad-crop': '--pad-mode=constant',
+    '--maxup or --uada': '--cutout-size=8',
+    '--gradaug': '--gradaug-min-width=1 --gradaug-width-divisor=1 --gradaug-widths=uniform --gradaug-transforms=flip '
+    '--gradaug-sizes=9 --gradaug-targets=hard --gradaug-subnet=depth --gradaug-depth-rate=0 '
+    '--gradaug-depth-mode=batch --gradaug-weight=2 --gradaug-every=2 --gradaug-start-epoch=1 --gradaug-compile=2',
+    '--maxup': '--maxup-aug=cutout --maxup-warmup-epochs=1 --maxup-score=excess --gauss-sigma=1',
+    '--refine-epochs': '--refine-lr=1 --refine-fade=1 --refine-plain',
+    '--uada': '--uada-groups=flip --uada-ranges=timm --uada-delta=2 --uada-epsilon=2 --uada-step=random',
+}
+
+
+@pytest.mark.parametrize('switch', SWITCHES)
+def test_every_option_that_needs_a_switch_says_so(switch, caplog):
+    for word in SWITCHES[switch].split():
+        caplog.clear()
+        parse_train([*BASE, word])
+        [message] = caplog.messages
+        assert message.startswith(word.partition('=')[0]) and message.endswith(f' has no effect without {switch}.')
+
+
 def test_what_a_file_sets_may_wait_for_its_switch(parse, caplog):
     text = 'gradaug: 3\ngradaug_min_width: 0.5\nuada_groups: [flip]\nmixup_prob: 0.5\nrefine_fade: 2\n'
     parse(text, '--gradaug 0')

@@ -139,3 +139,15 @@ def test_options_of_the_task_have_no_effect_without_it(caplog):
         '--bce-sum has no effect without --bce-loss or --task multilabel.',
         '--multilabel-threshold 0.4 has no effect without --task multilabel.',
     ]
+
+
+def test_binary_cross_entropy_of_plain_labels_is_told_once_to_have_no_effect(caplog):
+    parse('--bce-loss --smoothing 0 --epochs 3')
+    assert [message for message in caplog.messages if '--bce-loss' in message] == [
+        '--bce-loss has no effect without --smoothing or --mixup or --cutmix or --cutmix-minmax or --manifold-mixup '
+        'or --task multilabel.'
+    ]
+    caplog.clear()
+    for line in ('--bce-loss', '--bce-loss --smoothing 0 --mixup 0.5', '--bce-loss --smoothing 0 --manifold-mixup 1'):
+        parse(line)
+    assert caplog.messages == []

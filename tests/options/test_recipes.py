@@ -9,9 +9,19 @@ import yaml
 from regaug.options import parse_train
 from tests.helpers.commands import ROOT, commands, our_commands, with_existing_files
 
-RECIPES = sorted((ROOT / 'regaug' / 'recipes').glob('*.yaml'))
+FOLDER = ROOT / 'regaug' / 'recipes'
+BASES = sorted((FOLDER / 'base').glob('*.yaml'))
+RECIPES = sorted(path for path in FOLDER.rglob('*.yaml') if path not in BASES)
 FIELD = re.compile(r'^# (\w+):? {1,}(\S.*)$')
-by_recipe = pytest.mark.parametrize('recipe', RECIPES, ids=[path.name for path in RECIPES])
+by_recipe = pytest.mark.parametrize('recipe', RECIPES, ids=[str(path.relative_to(FOLDER)) for path in RECIPES])
+
+
+def read_values(path):
+    """What a recipe sets, in its base or itself."""
+    values = yaml.safe_load(path.read_text())
+    if 'base' in values:
+        values = {**yaml.safe_load((path.parent / values.pop('base')).read_text()), **values}
+    return values
 
 
 def read_header(path):
@@ -31,13 +41,23 @@ def read_header(path):
 
 def test_there_are_recipes_and_no_other_configurations():
     assert 'digits.yaml' in [path.name for path in RECIPES]
-    assert list((ROOT / 'regaug' / 'recipes').glob('*.yml')) == []
+    assert list(FOLDER.rglob('*.yml')) == []
+    folders = {str(path.parent.relative_to(FOLDER)) for path in RECIPES}
+    assert folders == {'.', 'gradaug', 'maxup', 'refinement', 'uada'}
+
+
+def test_every_base_has_recipes_and_no_base_itself():
+    used = {
+        (path.parent / base).resolve() for path in RECIPES if (base := yaml.safe_load(path.read_text()).get('base'))
+    }
+    assert sorted(used) == BASES
+    assert not any('base' in yaml.safe_load(path.read_text()) for path in BASES)
 
 
 @by_recipe
 def test_recipe_is_a_valid_configuration(recipe, image_folder, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '8')  # some need several processes
-    values = yaml.safe_load(recipe.read_text())
+    values = read_values(recipe)
     folder = [] if values.get('dataset') == 'regaug/digits' else ['--data-dir', str(image_folder)]
     args = parse_train(['-c', str(recipe), '--device', 'cpu', *folder])
     for name, value in values.items():
@@ -47,7 +67,7 @@ def test_recipe_is_a_valid_configuration(recipe, image_folder, monkeypatch):
 
 @by_recipe
 def test_recipe_leaves_places_and_names_to_the_reader(recipe):
-    keys = {key.replace('-', '_') for key in yaml.safe_load(recipe.read_text())}
+    keys = {key.replace('-', '_') for key in read_values(recipe)}
     assert not keys & {'data', 'data_dir', 'output', 'experiment', 'resume', 'log_wandb', 'local_rank'}
 
 
@@ -72,7 +92,7 @@ def test_header_has_the_command_that_runs_this_very_file(recipe, image_folder, t
         monkeypatch.setenv('WORLD_SIZE', '8')
     assert arguments[arguments.index('-c') + 1] == str(recipe.relative_to(ROOT))
     args = parse_train(with_existing_files(arguments, image_folder, tmp_path / 'file.pth'))
-    assert args.model == yaml.safe_load(recipe.read_text())['model']
+    assert args.model == read_values(recipe)['model']
 
 
 @by_recipe
@@ -89,5 +109,5 @@ def test_header_tells_the_expected_result_in_figures(recipe):
 
 
 def test_the_table_of_recipes_lists_all_of_them_and_no_others():
-    listed = re.findall(r'\]\(([\w.]+\.yaml)\)', (ROOT / 'regaug' / 'recipes' / 'README.md').read_text())
-    assert sorted(listed) == [recipe.name for recipe in RECIPES]
+    listed = re.findall(r'\]\(([\w./]+\.yaml)\)', (FOLDER / 'README.md').read_text())
+    assert sorted(listed) == sorted(str(recipe.relative_to(FOLDER)) for recipe in RECIPES)

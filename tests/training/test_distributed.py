@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from tests.helpers.ranks import RANKS, run_on_ranks
+import train as train_script
+from tests.helpers.ranks import RANKS, run_on_ranks, run_processes
 from tests.helpers.training import (
     gradients_at_updates,
     make_batches,
@@ -18,6 +21,7 @@ from tests.helpers.training import (
     make_task,
     read_checkpoint,
     read_summary,
+    train_argv,
 )
 
 STOPS = {'signal': {'signal_on': 1}, 'bad loss': {'bad_on': 1}}
@@ -70,6 +74,18 @@ def test_a_bad_loss_on_one_rank_counts_on_all(results):
     assert [results[rank]['bad loss'] for rank in range(RANKS)] == [('Diverged', 4)] * RANKS
 
 
+@pytest.mark.parametrize(
+    ('distributed', 'option', 'expected'),
+    [(True, 'reduce', [True]), (True, 'broadcast', [False]), (True, '', []), (False, 'reduce', [])],
+)
+def test_ranks_share_their_batch_norm_statistics_as_the_option_says(monkeypatch, distributed, option, expected):
+    shared, model = [], make_model()
+    monkeypatch.setattr(train_script, 'distribute_bn', lambda *args: shared.append(args))
+    args = SimpleNamespace(distributed=distributed, dist_bn=option, world_size=2)
+    train_script.share_batch_norm(SimpleNamespace(args=args), model)
+    assert shared == [(model, 2, reduce) for reduce in expected]
+
+
 def ranks_of(torchrun):
     """Process ids of the training processes that a torchrun process started, by rank."""
     found = {}
@@ -85,15 +101,31 @@ def ranks_of(torchrun):
     return found
 
 
-def test_torchrun_stops_with_one_recovery_file_goes_on_and_ends_with_one_set_of_files(start_train, tmp_path):
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        return taken.getsockname()[1]
+
+
+def train_as_rank(rank, argv, port):
+    """train.py in a process such as torchrun starts."""
+    torch.set_num_threads(1)
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(RANKS)}
+    os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    assert train_script.main(argv) == 0
+
+
+def test_torchrun_stops_with_one_recovery_file_goes_on_and_ends_with_one_set_of_files(
+    start_train, image_folder, tmp_path
+):
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', RANKS]
     options = ['--gradaug', 2, '--grad-accum-steps', 2, '--batch-size', 4, '--log-interval', 1]
     program = start_train('--epochs', 500, *options, launcher=launcher)
-    program.wait_for('Train: 0 [   1/4', 120)
+    program.wait_for('Train: 0 [   1/4')
     ranks = ranks_of(program.process)
     assert sorted(ranks) == [0, 1]
     os.kill(ranks[1], signal.SIGTERM)
-    status, output = program.finish(120)
+    status, output = program.finish()
     assert status != 0
     assert 'Stopped in epoch' in output
     folder = tmp_path / 'run'
@@ -103,9 +135,8 @@ def test_torchrun_stops_with_one_recovery_file_goes_on_and_ends_with_one_set_of_
     time.sleep(0.2)
     assert not any(Path(f'/proc/{pid}').exists() for pid in ranks.values())
 
-    program = start_train('--epochs', epoch + 1, *options, '--resume', recovery, launcher=launcher)
-    status, output = program.finish(120)
-    assert status == 0, output
+    argv = train_argv(image_folder, tmp_path, '--experiment', 'run', '--epochs', epoch + 1, *options)
+    run_processes(train_as_rank, ([*argv, '--resume', str(recovery)], free_port()))
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith('checkpoint-'))
     assert names == ['args.yaml', 'last.pth.tar', 'model_best.pth.tar', recovery.name, 'summary.csv']
     rows = read_summary(folder)

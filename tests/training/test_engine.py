@@ -122,7 +122,7 @@ class ThreeTerms(RegAugTask):
 
     def term(self, input, target, weight):
         output = self.trainable_module(input)
-        return {'loss': weight * self.criterion(output, target), 'output': output, 'weight': weight}
+        return {'loss': weight * self.criterion(output, target), 'output': output, 'factor': weight}
 
     def loss_terms(self, input, target):
         return [

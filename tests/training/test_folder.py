@@ -14,6 +14,7 @@ from regaug.training import folder as folders
 from regaug.training.resume import find_newest
 from tests.helpers.training import assert_same_training, follow_log, read_checkpoint, read_summary
 
+EXACT = ('--exact-resume', '--sched', 'step', '--decay-epochs', 9)  # a schedule that knows no end
 HOLD = """
 import sys
 from regaug.training.folder import lock
@@ -31,7 +32,7 @@ def test_a_used_folder_is_refused_and_overwriting_leaves_nothing_of_the_old_run(
     assert len(read_summary(folder)) == 3
     train('--epochs', 1, '--overwrite')
     assert [row['epoch'] for row in read_summary(folder)] == ['0']
-    names = {path.name for path in folder.iterdir()} - {'.lock'}
+    names = {path.name for path in folder.iterdir()}
     assert names == {
         'args.yaml',
         'summary.csv',
@@ -57,14 +58,14 @@ def test_a_finished_run_is_resumed_without_touching_it(train, caplog, capsys):
 
 
 def test_going_on_from_an_old_checkpoint_beside_later_ones_is_refused_or_discards_them(train):
-    folder = train('--exact-resume', '--epochs', 3)
+    folder = train(*EXACT, '--epochs', 3)
     reference = shutil.copytree(folder, folder.with_name('reference'))
     old = folder / 'checkpoint-0.pth.tar'
     with pytest.raises(OptionError, match=r'^--resume .*0\.pth\.tar: .* is of a later epoch'):
-        train('--exact-resume', '--epochs', 3, '--resume', old)
-    train('--exact-resume', '--epochs', 2, '--resume', old, '--overwrite')
+        train(*EXACT, '--epochs', 3, '--resume', old)
+    train(*EXACT, '--epochs', 2, '--resume', old, '--overwrite')
     assert sorted(path.name for path in folder.glob('checkpoint-*')) == ['checkpoint-0.pth.tar', 'checkpoint-1.pth.tar']
-    train('--exact-resume', '--epochs', 3, '--resume', 'auto')
+    train(*EXACT, '--epochs', 3, '--resume', 'auto')
     assert_same_training(folder, reference)
 
 

@@ -57,19 +57,19 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(value, tmp_path
     for poison in (model[0].weight.data, model[1].running_var):
         kept = poison.clone()
         poison.view(-1)[0] = value
-        assert saver.save_checkpoint(1, 2.0) is False
+        assert saver.save_checkpoint(1, 2.0) is None
         assert saver.save_recovery(1, 5) is None
         poison.copy_(kept)
     assert {path.name for path in tmp_path.iterdir()} == names
     assert read_checkpoint(tmp_path / 'last.pth.tar')['epoch'] == 0
     assert 'No checkpoint is written of epoch 1: 0.weight is not finite' in caplog.text
-    assert saver.save_checkpoint(1, 2.0) is True
+    assert saver.save_checkpoint(1, 2.0) == (2.0, 1)
 
 
 def test_masks_of_minus_infinity_are_no_divergence(tmp_path):
     model = nn.Linear(3, 2)
     model.register_buffer('mask', torch.full((2,), -torch.inf))
-    assert create_saver(model, tmp_path).save_checkpoint(0, 1.0) is True
+    assert create_saver(model, tmp_path).save_checkpoint(0, 1.0) == (1.0, 0)
 
 
 @pytest.mark.parametrize('epochs_before', [0, 1])

@@ -108,8 +108,8 @@ def test_figures_of_further_terms_leave_timms_part_of_the_line_as_it_is(lines):
     [line] = lines(make_report(), make_record(terms=terms))
     found = re.match(TIMM_LINE, line)
     assert found, line
-    assert '  sub loss: 0.0125 0.5' in line[found.end() :]
-    assert '  sub width: 0.75 0.5' in line[found.end() :]
+    assert '  Sub loss: 0.0125 0.5' in line[found.end() :]
+    assert '  Sub width: 0.75 0.5' in line[found.end() :]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
@@ -157,7 +157,9 @@ def test_time_left_counts_the_updates_and_evaluations_that_follow(val_interval, 
         for update_idx in (0, 4, 9):
             record = make_record(epoch=epoch, update_idx=update_idx)
             expected = brute_force_seconds_left(7, val_interval, epoch, update_idx, 10, 0.5, 2.0 * passes)
-            assert report.seconds_left(record) == pytest.approx(expected), (epoch, update_idx)
+            assert report.seconds_left(record, epoch=record.epoch, updates_done=record.update_idx + 1) == pytest.approx(
+                expected
+            ), (epoch, update_idx)
 
 
 def test_time_left_is_told_in_hours_minutes_and_days(lines):
@@ -169,9 +171,9 @@ def test_time_left_is_told_in_hours_minutes_and_days(lines):
 def test_time_left_is_zero_after_the_last_update_but_for_its_evaluation():
     report = make_report(num_epochs=3)
     last = make_record(epoch=2, update_idx=9)
-    assert report.seconds_left(last) == 0
+    assert report.seconds_left(last, epoch=last.epoch, updates_done=last.update_idx + 1) == 0
     report.on_eval_batch(0, 0, meter(2.5), {}, ema=False)
-    assert report.seconds_left(last) == 2.5
+    assert report.seconds_left(last, epoch=last.epoch, updates_done=last.update_idx + 1) == 2.5
 
 
 def test_time_left_of_a_real_run_falls_to_the_last_evaluation(train, caplog):
@@ -257,7 +259,7 @@ def test_evaluation_has_a_line_with_its_metrics(caplog):
     [record] = caplog.records
     line = record.getMessage()
     assert re.fullmatch(
-        r'Test \(EMA\): \[ +3/3\]  Time: 0\.250 \(0\.250\)  loss: +1\.500  top1: +62\.500  top5: 100\.000', line
+        r'Test \(EMA\): \[ +3/3\]  Time: 0\.250 \(0\.250\)  Loss: +1\.500  Top1: +62\.500  Top5: 100\.000', line
     )
 
 

@@ -39,7 +39,7 @@ def inspect(run_folder):
     """All records of an offline run, in order, as wandb itself reads them."""
     program = Path(sys.executable).parent / 'wandb'
     command = [str(program), 'leet', 'inspect', '--json', str(run_folder)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
     return [json.loads(line) for line in output.splitlines()]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from regaug.slimmable import SlimmablePlan
+from tests.conftest import process_environment
 from tests.helpers.validate import NUM_CLASSES, PER_CLASS, PIXELS, prepare_images
 from tests.validation.test_widths import subnetwork
 
@@ -22,22 +23,22 @@ ALL = ['-b', NUM_CLASSES * PER_CLASS]  # all images in one batch
 LOAD = """
 import sys
 import torch
-program = torch.export.load(sys.argv[1]).module()
-images = torch.load(sys.argv[2], weights_only=True)
-torch.save([program(images[:size]) for size in (1, 7, len(images))], sys.argv[3])
+images = torch.load('images.pt', weights_only=True)
+programs = [torch.export.load(path).module() for path in sys.argv[1:]]
+torch.save([[program(images[:size]) for size in (1, 7, len(images))] for program in programs], 'out.pt')
 assert not [name for name in sys.modules if name.startswith(('regaug', 'timm'))]
 """
 
 
 @pytest.fixture(scope='module')
 def load_elsewhere(tmp_path_factory):
-    """Runs an exported network in a fresh process, in a folder without this package."""
+    """Runs exported networks in a fresh process, in a folder without this package."""
 
-    def load_elsewhere(path, images):
+    def load_elsewhere(paths, images):
         folder = tmp_path_factory.mktemp('elsewhere')
         torch.save(images, folder / 'images.pt')
-        command = [sys.executable, '-W', 'ignore', '-c', LOAD, str(path), folder / 'images.pt', folder / 'out.pt']
-        subprocess.run(command, cwd=folder, check=True)
+        command = [sys.executable, '-W', 'ignore', '-c', LOAD, *map(str, paths)]
+        subprocess.run(command, cwd=folder, check=True, env=process_environment())
         return torch.load(folder / 'out.pt', weights_only=True)
 
     return load_elsewhere
@@ -51,8 +52,9 @@ def test_every_width_runs_elsewhere_and_gives_the_calibrated_networks_logits(
     rows = run('--checkpoint', checkpoint, *ALL, '--width', 1.0, 0.5, '--export', out)
     assert [{name: row[name] for name in plain[0]} for row in rows] == plain
     half = subnetwork(model, 0.5, prepare_images(folder, 'train')[0])
-    for name, network, row in (('w1', model, rows[0]), ('w0.5', half, rows[1])):
-        found = load_elsewhere(out / f'test_resnet-model-{name}.pt2', images[0])
+    names = ('w1', 'w0.5')
+    outputs = load_elsewhere([out / f'test_resnet-model-{name}.pt2' for name in names], images[0])
+    for name, network, row, found in zip(names, (model, half), rows, outputs, strict=True):
         for output, size in zip(found, (1, 7, len(images[0])), strict=True):
             with torch.no_grad():
                 assert torch.allclose(output, network(images[0][:size]), atol=1e-4)
