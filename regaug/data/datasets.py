@@ -127,7 +127,7 @@ def check_classes(train_set: Any, eval_set: Any, num_classes: int, *, given: boo
 
 def target_kwargs(args: Namespace, num_classes: int):
     """Arguments of `create_dataset` that say what the labels are."""
-    if getattr(args, 'task', 'classification') != 'multilabel':
+    if args.task != 'multilabel':
         return dict(target_key=args.target_key)
     dense = args.target_format == 'multihot'
     return dict(

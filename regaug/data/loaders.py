@@ -45,6 +45,7 @@ def create_mixup(phase: Any, num_classes: int):
         mode=options.mixup_mode,
         label_smoothing=options.smoothing,
         num_classes=num_classes,
+        multi_label=options.task == 'multilabel',
     )
     if options.naflex_loader:
         del mixup_args['mode'], mixup_args['cutmix_minmax']

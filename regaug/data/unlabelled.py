@@ -92,4 +92,4 @@ def create_unlabelled(args: Namespace, data_config: dict[str, Any]):
     dataset = Samples(dataset)
     check_samples(dataset, data_config['input_size'][0], where)
     has_labels = not isinstance(dataset.dataset, STL10) or min(dataset.dataset.labels) >= 0
-    return dataset, same_source and has_labels and getattr(args, 'task', '') != 'multilabel'
+    return dataset, same_source and has_labels and args.task != 'multilabel'

@@ -64,6 +64,8 @@ def lowest_losses(criterion: nn.Module, target: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(target), device=target.device)
     if not isinstance(criterion, BinaryCrossEntropy):
         return torch.special.entr(target).sum(dim=-1)
+    if criterion.smooth_dense:
+        target = target * (1 - criterion.smoothing) + 0.5 * criterion.smoothing
     if criterion.target_threshold is not None:
         target = target.gt(criterion.target_threshold).to(target.dtype)
     positive = target if criterion.pos_weight is None else target * criterion.pos_weight

@@ -32,7 +32,7 @@ def soft_label_losses(output: torch.Tensor, teacher_output: torch.Tensor, criter
     output, teacher_output = precise(output), precise(teacher_output)
     if isinstance(criterion, BinaryCrossEntropy):
         criterion = copy.copy(criterion)
-        criterion.target_threshold = None
+        criterion.target_threshold, criterion.smoothing = None, 0.0
         return sample_losses(criterion, output, teacher_output.sigmoid())
     losses = F.kl_div(output.log_softmax(dim=-1), teacher_output.softmax(dim=-1), reduction='none')
     return losses.sum(dim=-1)

@@ -155,12 +155,12 @@ def soft_label_loss(output: torch.Tensor, teacher_output: torch.Tensor, criterio
     Args:
         output: logits of the sub-network [B, K].
         teacher_output: logits of the full network [B, K], detached.
-        criterion: the training loss; under binary cross-entropy the full network's sigmoid is the label, with the
-            criterion's reduction, else its softmax (temperature 1) and the mean KL divergence per sample.
+        criterion: the training loss; under binary cross-entropy the full network's sigmoid is the label, as it is, with
+            the criterion's reduction, else its softmax (temperature 1) and the mean KL divergence per sample.
     """
     if isinstance(criterion, BinaryCrossEntropy):
         soft_criterion = copy.copy(criterion)
-        soft_criterion.target_threshold = None
+        soft_criterion.target_threshold, soft_criterion.smoothing = None, 0.0
         return soft_criterion(output.float(), teacher_output.float().sigmoid())
     teacher_target = teacher_output.float().softmax(dim=-1)
     return F.kl_div(output.float().log_softmax(dim=-1), teacher_target, reduction='batchmean')

@@ -22,7 +22,7 @@ def create_criterion(phase: Any) -> nn.Module:
         'jsd' if options.jsd_loss else 'bce' if binary else 'ce',
         multi_label=multi_label,
         smoothing=options.smoothing,
-        soft_targets=phase.soft_targets,
+        soft_targets=phase.loader_smooths if multi_label else phase.soft_targets,
         jsd_splits=options.aug_splits,
         **kwargs,
     )

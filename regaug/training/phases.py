@@ -67,6 +67,11 @@ class Phase:
     def refining(self) -> bool:
         return self.name == 'refine'
 
+    @property
+    def loader_smooths(self) -> bool:
+        """Labels come smoothed, as they do from timm's mixing."""
+        return self.loader_mixes and mixing_active(self.options)
+
     def on(self, method: str) -> 'Phase':
         """The phase with a method on."""
         return replace(self, methods=(*self.methods, method))

@@ -16,7 +16,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from timm.task import ClassificationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    MultiLabelClassificationTask,
+    TokenDistillationTask,
+)
 from torch import nn
 
 from regaug.methods import Context
@@ -156,6 +162,10 @@ class RegAugTask(LossTerms, ClassificationTask):
     """Classification."""
 
 
+class MultiLabelTask(LossTerms, MultiLabelClassificationTask):
+    """Classification with several labels an image, targets float [B, K]."""
+
+
 class LogitDistillation(LossTerms, LogitDistillationTask):
     """timm's distillation from logits, as one loss term."""
 
@@ -171,7 +181,9 @@ class TokenDistillation(LossTerms, TokenDistillationTask):
 def create_task(args: Namespace, model: nn.Module, criterion: nn.Module, *, device: torch.device, precision: Any):
     """The task for these options: classification, or one of timm's distillation tasks under `--kd-model-name`."""
     common = dict(device=device, dtype=precision.model_dtype, verbose=args.rank == 0)
-    if args.kd_model_name is None:
+    if args.task == 'multilabel':
+        task = MultiLabelTask(model, criterion, threshold=args.multilabel_threshold, **common)
+    elif args.kd_model_name is None:
         task = RegAugTask(model, criterion, **common)
     else:
         distillation = dict(
