@@ -52,7 +52,7 @@ REACH = {
         *('TokenDistillation.distill_type', 'hard'),
     ),
     # data sets
-    'data': ('positional', '', 'create_dataset.train.root', FOLDER),
+    'data': ('positional', '', 'create_dataset.train.root', f'{FOLDER}/train'),
     'data_dir': ('main', f'--data-dir {FOLDER}', 'create_dataset.train.root', FOLDER),
     'dataset': ('main', '--dataset torch/cifar10', 'create_dataset.train.name', 'torch/cifar10'),
     'train_split': ('main', '--train-split training', 'create_dataset.train.split', 'training'),

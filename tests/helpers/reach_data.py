@@ -109,6 +109,11 @@ REACH = {
         'tests/training/test_bad_updates.py::test_bad_losses_in_a_row_stop_the_run_and_scattered_ones_do_not'
     ),
     # GradAug
+    'task': 'tests/training/test_multilabel.py::test_quadrants_are_learned_and_the_metrics_are_those_of_scikit_learn',
+    'target_format': 'tests/training/test_multilabel.py::test_the_options_of_labels_reach_timms_factory',
+    'multilabel_threshold': (
+        'tests/training/test_multilabel.py::test_quadrants_are_learned_and_the_metrics_are_those_of_scikit_learn'
+    ),
     'overwrite': (
         'tests/training/test_folder.py::test_a_used_folder_is_refused_and_overwriting_leaves_nothing_of_the_old_run'
     ),

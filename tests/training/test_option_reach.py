@@ -49,6 +49,7 @@ SPIED = {  # name: where the run looks it up
     'LogitDistillation': 'regaug.training.task.LogitDistillation',
     'FeatureDistillation': 'regaug.training.task.FeatureDistillation',
     'TokenDistillation': 'regaug.training.task.TokenDistillation',
+    'MultiLabelTask': 'regaug.training.task.MultiLabelTask',
     'setup_ema': 'regaug.training.task.RegAugTask.setup_ema',
     'compile': 'regaug.training.task.RegAugTask.compile',
     'compile_ema': 'regaug.training.task.RegAugTask.compile_ema',
