@@ -112,7 +112,7 @@ REACH = {
     'task': 'tests/training/test_multilabel.py::test_quadrants_are_learned_and_the_metrics_are_those_of_scikit_learn',
     'target_format': 'tests/training/test_multilabel.py::test_the_options_of_labels_reach_timms_factory',
     'multilabel_threshold': (
-        'tests/training/test_multilabel.py::test_quadrants_are_learned_and_the_metrics_are_those_of_scikit_learn'
+        'tests/training/test_multilabel_losses.py::test_the_threshold_of_the_command_line_judges_the_evaluation'
     ),
     'overwrite': (
         'tests/training/test_folder.py::test_a_used_folder_is_refused_and_overwriting_leaves_nothing_of_the_old_run'

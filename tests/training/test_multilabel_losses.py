@@ -5,15 +5,17 @@ import torch
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy
 
+from regaug.device import Precision
 from regaug.methods.scoring import lowest_losses, sample_losses
 from regaug.methods.semi import soft_label_losses
 from regaug.methods.subnetworks import soft_label_loss
 from regaug.training.criterion import create_criterion
 from regaug.training.phases import phase_at
-from regaug.training.task import MultiLabelTask
+from regaug.training.task import MultiLabelTask, create_task
 from tests.helpers.multilabel import label_args
 from tests.helpers.training import (
     CLASSES,
+    CPU,
     make_batches,
     make_gradaug,
     make_model,
@@ -111,3 +113,14 @@ def test_labels_are_smoothed_once(no_package, options, smoothing):
     output, target = torch.randn(6, CLASSES), dense_target().float()
     smoothed = target * (1 - smoothing) + smoothing / 2
     torch.testing.assert_close(criterion(output, target), F.binary_cross_entropy_with_logits(output, smoothed))
+
+
+def test_the_threshold_of_the_command_line_judges_the_evaluation(no_package):
+    args = label_args('--multilabel-threshold', 0.3)
+    args.rank = 0
+    criterion = create_criterion(phase_at(0, args))
+    task = create_task(args, make_model(), criterion, device=CPU, precision=Precision(args, CPU))
+    evaluator = task.create_evaluator()
+    output = torch.logit(torch.tensor([[0.35, 0.1, 0.1, 0.1], [0.25, 0.9, 0.1, 0.1]]))
+    evaluator.update(output, torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
+    assert evaluator.compute()['micro_f1'] == 100
