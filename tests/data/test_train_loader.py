@@ -139,7 +139,7 @@ def test_old_workers_end_at_a_rebuild_and_leave_no_shared_memory():
 def test_many_rebuilds_leave_no_more_behind_than_one():
     before, memory = child_processes(), shared_memory()
     train_data, args = make_train_data(noise_set(32), *MIXED, '--workers', 1)
-    for epoch in (0, 1) * 4:
+    for epoch in (0, 1) * 2:
         train_data.use(phase_at(epoch, args))
         deliver(train_data)
         assert len(child_processes() - before) == 1

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from regaug.methods.subnetworks import transform
 from regaug.slimmable import SlimmablePlan, extract
+from regaug.training.phases import phase_at
 from tests.helpers.slimmable_oracle import kept_mask, zeroed_copy
 from tests.helpers.training import (
     CLASSES,
@@ -26,6 +28,7 @@ from tests.helpers.training import (
     make_model,
     make_task,
     sum_of,
+    train_args,
 )
 
 ALL_TRANSFORMS = ('rotate', 'scale', 'flip')
@@ -250,12 +253,29 @@ def test_micro_batches_of_an_update_share_their_draws_and_updates_do_not():
 
 def test_subnetworks_run_every_so_many_updates_and_from_an_epoch_on():
     task = make_task(make_model(dtype=torch.float32), gradaug=make_gradaug(every=3))
-    batch = make_batches(1, dtype=torch.float32)[0]
-    lengths = []
-    for update in range(7):
+    args = train_args('--gradaug', 3, '--gradaug-start-epoch', 2, '--epochs', 4, '--warmup-epochs', 0)
+    batch, lengths = make_batches(1, dtype=torch.float32)[0], []
+    for update in range(10):  # three an epoch
+        task.start_phase(phase_at(update // 3, args), task.criterion)
         task.begin_update(update)
         lengths.append(len(task.loss_terms(*batch)))
-    assert lengths == [4, 1, 1, 4, 1, 1, 4]
+    assert lengths == [1, 1, 1, 1, 1, 1, 4, 1, 1, 4]
+
+
+@pytest.mark.parametrize('criterion', [nn.CrossEntropyLoss(), BinaryCrossEntropy()])
+def test_hard_targets_are_compared_under_autocast_as_the_full_networks_are(criterion):
+    """Autocast computes these losses of bfloat16 logits in float32."""
+    autocast = partial(torch.autocast, 'cpu', torch.bfloat16)
+    gradaug = make_gradaug(targets='hard', transforms=(), weight=0.5)
+    task = make_task(make_model(dtype=torch.float32), criterion, gradaug=gradaug, autocast=autocast)
+    input, target = make_batches(1, size=8, dtype=torch.float32)[0]
+    (_, full), *subnets = task.loss_terms(input, target)
+    for weight, term in ((1.0, full), *((0.5, term) for _, term in subnets)):
+        result = term()
+        assert result['output'].dtype == torch.bfloat16
+        assert result['loss'].dtype == torch.float32
+        with autocast():
+            assert torch.equal(result['loss'], weight * criterion(result['output'], target))
 
 
 def test_forward_returns_timms_dict_and_the_same_gradients():

@@ -145,7 +145,7 @@ def test_methods_off_is_a_plain_loop_over_timm(case, train, image_folder):
 
 def test_subnetworks_that_weigh_nothing_leave_the_plain_run(train):
     """They run, but 1e-60 is 0 in float32."""
-    common = ['--model', 'test_efficientnet', '--drop', 0.2, '--drop-path', 0.2, '--workers', 2]
+    common = ['--model', 'test_efficientnet', '--drop', 0.2, '--drop-path', 0.2, '--labels-per-class', 8]
     plain = read_checkpoint(train(*common, experiment='plain') / 'last.pth.tar')
     weightless = ['--gradaug', 3, '--gradaug-weight', 1e-60]
     other = read_checkpoint(train(*common, *weightless, experiment='other') / 'last.pth.tar')

@@ -27,6 +27,8 @@ def names(args, count):
             ('--epochs', 2, '--warmup-epochs', 1, '--warmup-prefix', '--cooldown-epochs', 1, '--refine-epochs', 1),
             ['main'] * 4 + ['refine'],
         ),
+        (('--epochs', 3, '--maxup', 2, '--maxup-warmup-epochs', 2), ['warmup', 'warmup', 'main']),
+        (('--epochs', 2, '--maxup', 2, '--maxup-warmup-epochs', 0), ['main', 'main']),
         (('--epochs', 2, '--sched', 'step', '--decay-epochs', 1, '--refine-epochs', 1), ['main', 'main', 'refine']),
     ],
 )

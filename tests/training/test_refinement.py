@@ -7,62 +7,62 @@ import torch
 from PIL import Image
 from timm.data import IterableImageDataset
 
-from regaug.data.loaders import TrainLoader
-from regaug.data.samples import Samples
 from regaug.training import run as run_module
 from regaug.training.phases import phase_at
-from tests.helpers.training import CLASSES, read_checkpoint, read_summary, train_args
+from tests.helpers.data import as_bytes, deliver, make_train_data, noise_images, noise_set
+from tests.helpers.training import CLASSES, read_checkpoint, read_summary
 
 HEAVY = ('--mixup', 0.8, '--cutmix', 1.0, '--aa', 'rand-m9', '--reprob', 1.0, '--color-jitter', 0.4)
-DATA_CONFIG = {'input_size': (3, 32, 32), 'mean': (0.0,) * 3, 'std': (1.0,) * 3, 'interpolation': 'bilinear'}
+WHOLE = ('--scale', 1, 1, '--ratio', 1, 1)  # the random resized crop then takes all of an image of the training size
+REFINE = ('--epochs', 1, '--warmup-epochs', 0, '--refine-epochs', 1, '--batch-size', 8)
+INTENSIVE = {
+    'Mixup': ('--mixup', 0.8),
+    'CutMix': ('--cutmix', 1.0),
+    'CutMix by range': ('--cutmix-minmax', 0.2, 0.8),
+    'policy': ('--aa', 'rand-m9-n3'),
+    'erasing': ('--reprob', 1.0),
+    'jitter': ('--color-jitter', 0.4),
+    'jitter at times': ('--color-jitter', 0.4, '--color-jitter-prob', 1.0),
+    'grey': ('--color-jitter', 0, '--grayscale-prob', 1.0),
+    'blur': ('--color-jitter', 0, '--gaussian-blur-prob', 1.0),
+}
 
 
-class RampImages:
-    """Images of one size whose rows are a fixed ramp and whose columns differ from image to image."""
-
-    transform = None
-
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, index):
-        ramp = torch.arange(32, dtype=torch.uint8).repeat(32, 1) * 4 + index
-        image = Image.fromarray(ramp.unsqueeze(-1).repeat(1, 1, 3).numpy())
-        return self.transform(image), index % CLASSES
+def delivered(*options, workers=0):
+    """The images of the main phase and of refinement, uint8 [N, 32, 32, 3], and their targets; images of noise."""
+    dataset = noise_set(16)
+    train_data, args = make_train_data(dataset, *REFINE, *options, '--workers', workers)
+    epochs = [deliver(train_data)]
+    assert train_data.use(phase_at(1, args))
+    epochs.append(deliver(train_data))
+    return dataset.images, [(as_bytes(images), targets) for images, targets in epochs]
 
 
-def delivered(epoch, *options):
-    """One epoch's batches from two worker processes, with the loader that a phase change builds."""
-    args = train_args('--epochs', 1, '--warmup-epochs', 0, '--refine-epochs', 1, '--batch-size', 8, *options)
-    args.workers = 2
-    data = TrainLoader(
-        Samples(RampImages()), DATA_CONFIG, device=torch.device('cpu'), img_dtype=torch.float32, num_classes=CLASSES
-    )
-    data.use(phase_at(0, args))
-    batches = list(data.loader)
-    if epoch == 1:
-        assert data.use(phase_at(1, args))
-        batches = list(data.loader)
-    return batches
+def is_whole(images, originals):
+    """Which images are one of the originals or its mirror image, to the bit: [N]."""
+    known = {image.tobytes() for image in originals} | {image[:, ::-1].tobytes() for image in originals}
+    return [image.tobytes() in known for image in images]
 
 
-def is_crop_or_flip(image):
-    """True if each row of the image is a stretch of one ramp: monotone, the same in all channels and rows."""
-    row = image[0, 0]
-    steps = row[1:] - row[:-1]
-    monotone = bool((steps >= -1e-6).all() or (steps <= 1e-6).all())
-    return monotone and torch.allclose(image, row.expand_as(image), atol=1.5 / 255)
+@pytest.mark.parametrize('name', INTENSIVE)
+def test_each_intensive_augmentation_ends_with_refinement(name):
+    originals, [(before, _), (after, targets)] = delivered(*WHOLE, *INTENSIVE[name])
+    assert sum(is_whole(before, originals)) < len(before) / 2  # blur and policies may draw next to nothing
+    assert all(is_whole(after, originals))
+    assert targets.dtype == torch.int64 and targets.ndim == 1
 
 
-def test_workers_deliver_only_crops_and_flips_in_refinement():
-    options = (*HEAVY, '--grayscale-prob', 1.0, '--gaussian-blur-prob', 1.0)
-    before, after = delivered(0, *options), delivered(1, *options)
-    assert all(target.ndim == 2 for _, target in before)
-    assert not all(is_crop_or_flip(image) for input, _ in before for image in input)
-    for input, target in after:
-        assert target.ndim == 1 and target.dtype == torch.int64
-        assert all(is_crop_or_flip(image) for image in input)
-        assert input.max() <= 1.0 and input.min() >= 0.0
+def test_workers_deliver_flipped_crops_and_nothing_else_in_refinement():
+    heavy = (*HEAVY, '--grayscale-prob', 1.0, '--gaussian-blur-prob', 1.0)
+    originals, [(_, soft), (after, targets)] = delivered(*WHOLE, *heavy, workers=2)
+    assert soft.ndim == 2 and targets.ndim == 1
+    assert all(is_whole(after, originals))
+    mirrored = is_whole(after, [image[:, ::-1] for image in originals[:1]])  # either way round
+    assert sum(mirrored) == 1
+    flips = [not (image == originals).all(axis=(1, 2, 3)).any() for image in after]
+    assert 0 < sum(flips) < len(flips)
+    originals, [_, (after, _)] = delivered(*heavy)
+    assert sum(is_whole(after, originals)) < len(after) / 2  # the crop is still there
 
 
 def test_refinement_trains_on_at_its_learning_rate_and_says_so(train, caplog):
@@ -148,12 +148,11 @@ def test_scheduled_sizes_survive_the_change(train):
 
 
 class StreamReader:
-    """A stream of ramps, as timm's WebDataset and TFDS readers are for `IterableImageDataset`."""
+    """A stream of images of noise, as timm's WebDataset and TFDS readers are for `IterableImageDataset`."""
 
     def __iter__(self):
-        for index in range(16):
-            ramp = torch.arange(32, dtype=torch.uint8).repeat(32, 1) * 4 + index
-            yield Image.fromarray(ramp.unsqueeze(-1).repeat(1, 1, 3).numpy()), index % CLASSES
+        for index, pixels in enumerate(noise_images(16)):
+            yield Image.fromarray(pixels), index % CLASSES
 
     def __len__(self):
         return 16
@@ -167,15 +166,12 @@ class StreamReader:
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_streams_survive_the_change(workers):
-    args = train_args('--epochs', 1, '--warmup-epochs', 0, '--refine-epochs', 1, '--batch-size', 8, *HEAVY)
-    args.workers = workers
     stream = IterableImageDataset('', reader=StreamReader())
-    device = torch.device('cpu')
-    data = TrainLoader(stream, DATA_CONFIG, device=device, img_dtype=torch.float32, num_classes=CLASSES)
-    data.use(phase_at(0, args))
-    assert all(target.ndim == 2 for _, target in data.loader)
-    assert data.use(phase_at(1, args))
-    data.set_epoch(1)
-    batches = list(data.loader)
-    assert stream.reader.epoch == 1 and sum(len(target) for _, target in batches) == 16
-    assert all(is_crop_or_flip(image) for input, _ in batches for image in input)
+    train_data, args = make_train_data(stream, *REFINE, *HEAVY, *WHOLE, '--workers', workers)
+    assert all(target.ndim == 2 for _, target in train_data.loader)
+    assert train_data.use(phase_at(1, args))
+    train_data.set_epoch(1)
+    images, targets = deliver(train_data)
+    assert stream.reader.epoch == 1
+    assert len(targets) == 16
+    assert all(is_whole(as_bytes(images), noise_images(16)))

@@ -25,7 +25,7 @@ from tests.helpers.training import (
 )
 
 EXACT = [
-    *('--exact-resume', '--epochs', 3, '--workers', 2, '--model', 'test_efficientnet', '--drop', 0.2),
+    *('--exact-resume', '--epochs', 3, '--workers', 1, '--model', 'test_efficientnet', '--drop', 0.2),
     *('--model-ema', '--model-ema-decay', 0.9, '--model-ema-warmup', '--grad-accum-steps', 3, '--mixup', 0.5),
     *('--opt', 'adamw', '--lr', 1e-3, '--warmup-epochs', 1, '--sched-on-updates'),
 ]
