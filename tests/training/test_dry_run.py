@@ -38,32 +38,32 @@ def steady_clock(monkeypatch):
     monkeypatch.setattr(regaug.training.engine, 'time', SimpleNamespace(perf_counter=lambda: next(now) / 4))
 
 
-def told(lines, pattern):
+def reported(lines, pattern):
     """The one match of a pattern among the lines of a dry run."""
     matches = [match for line in lines if line.startswith('Dry run: ') and (match := re.search(pattern, line))]
     assert len(matches) == 1, lines
     return matches[0]
 
 
-def test_model_data_and_schedule_are_told(dry_run):
+def test_model_data_and_schedule_are_reported(dry_run):
     options = '--epochs 7 --opt adamw --lr 0.003 --sched tanh --grad-accum-steps 2 --warmup-epochs 1'
     lines = dry_run(*options.split())
     assert any(re.search(r'test_resnet: 373,076 parameters, 4 classes', line) for line in lines)
-    told(lines, r'64 training images, 16 for evaluation')
-    told(lines, r'input \(3, 32, 32\), batch 16 x 1 ranks x 2 accumulated, 2 updates per epoch')
-    told(lines, r'epochs 0 to 6, adamw lr 0\.003, tanh schedule')
-    told(lines, r'phase main: epochs 0 to 6$')
-    assert float(told(lines, r'loss after 2 updates (\S+)')[1]) == pytest.approx(1.4, abs=0.5)
-    told(lines, r'\d\.\d+ s per update, \d+\.\d s per evaluation')
-    told(lines, r'(?i)\bmem(ory)?:? \d+(\.\d+)? [GM]iB')
-    told(lines, r'estimated time \d+:\d\d:\d\d')
+    reported(lines, r'64 training images, 16 for evaluation')
+    reported(lines, r'input \(3, 32, 32\), batch 16 x 1 ranks x 2 accumulated, 2 updates per epoch')
+    reported(lines, r'epochs 0 to 6, adamw lr 0\.003, tanh schedule')
+    reported(lines, r'phase main: epochs 0 to 6$')
+    assert float(reported(lines, r'loss after 2 updates (\S+)')[1]) == pytest.approx(1.4, abs=0.5)
+    reported(lines, r'\d\.\d+ s per update, \d+\.\d s per evaluation')
+    reported(lines, r'(?i)\bmem(ory)?:? \d+(\.\d+)? [GM]iB')
+    reported(lines, r'estimated time \d+:\d\d:\d\d')
 
 
-def test_a_run_without_evaluation_is_told_so(dry_run):
-    told(dry_run('--val-split', ''), r'64 training images, 0 for evaluation')
+def test_a_run_without_evaluation_is_reported_so(dry_run):
+    reported(dry_run('--val-split', ''), r'64 training images, 0 for evaluation')
 
 
-def test_every_phase_is_told_with_its_epochs_and_what_is_off(dry_run):
+def test_every_phase_is_reported_with_its_epochs_and_what_is_off(dry_run):
     lines = dry_run('--epochs', 6, '--mixup', 0.5, '--mixup-off-epoch', 4, '--refine-epochs', 2)
     assert [line.removeprefix('Dry run: ') for line in lines if line.startswith('Dry run: phase')] == [
         'phase main: epochs 0 to 3',
@@ -110,9 +110,9 @@ def test_two_updates_and_one_evaluation_batch_are_run(dry_run, monkeypatch, step
 )
 def test_estimate_is_that_of_all_updates_and_evaluations(dry_run, steady_clock, options, epochs, updates, evaluations):
     lines = dry_run('--epochs', 200, '--validation-batch-size', 4, *options)
-    per_update = float(told(lines, r'(\S+) s per update')[1])
-    told(lines, r'\d+\.\d s per evaluation')
-    hours, minutes, seconds = map(int, told(lines, r'estimated time (\d+):(\d\d):(\d\d)$').groups())
+    per_update = float(reported(lines, r'(\S+) s per update')[1])
+    reported(lines, r'\d+\.\d s per evaluation')
+    hours, minutes, seconds = map(int, reported(lines, r'estimated time (\d+):(\d\d):(\d\d)$').groups())
     estimate = timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
     assert per_update >= 0.25
     per_evaluation = 4 * 0.25  # batches of 4 images
@@ -122,12 +122,12 @@ def test_estimate_is_that_of_all_updates_and_evaluations(dry_run, steady_clock, 
 @pytest.mark.parametrize(
     'options', [(), ('--gradaug-subnet', 'depth', '--model', 'test_convnext', '--input-size', 3, 64, 64)]
 )
-def test_gradaug_is_tried_and_its_plan_and_cost_are_told(dry_run, options):
+def test_gradaug_is_tried_and_its_plan_and_cost_are_reported(dry_run, options):
     lines = dry_run('--gradaug', 2, '--gradaug-min-width', 0.5, *options)
     assert any(line.startswith('GradAug: ') for line in lines)
     assert any(re.search(r'GradAug: an update costs about [1-9]\.\d\d times a plain one', line) for line in lines)
     assert any(re.search(r'Train: 0 \[.*  sub loss: \S+ \S+  sub agreement: ', line) for line in lines)
-    told(lines, r'estimated time')
+    reported(lines, r'estimated time')
 
 
 def test_nothing_is_written_where_a_run_would_write_most(dry_run, monkeypatch, tmp_path):
@@ -135,20 +135,20 @@ def test_nothing_is_written_where_a_run_would_write_most(dry_run, monkeypatch, t
 
     monkeypatch.setattr(wandb, 'init', lambda **kwargs: pytest.fail('a dry run must not start a W&B run'))
     lines = dry_run('--log-wandb', '--recovery-interval', 1, '--save-images', '--model-ema', '--exact-resume')
-    told(lines, r'estimated time')
+    reported(lines, r'estimated time')
     assert not (tmp_path / 'run').exists()
 
 
 def test_a_run_that_would_go_on_says_from_where(dry_run, train, tmp_path):
     train('--epochs', 2)
     lines = dry_run('--epochs', 5, '--resume', 'auto')
-    told(lines, r'epochs 2 to 4, sgd')
+    reported(lines, r'epochs 2 to 4, sgd')
     assert any('Resuming' in line and 'last.pth.tar' in line for line in lines)
 
 
 def test_worker_processes_end_with_the_dry_run(dry_run):
     before = child_processes()
-    told(dry_run('--workers', 2), r'estimated time')
+    reported(dry_run('--workers', 2), r'estimated time')
     gc.collect()
     assert child_processes() == before
 

@@ -170,7 +170,7 @@ def test_step_metrics_place_an_update_in_the_run(logged):
     assert [row['step/lr'] for row in rows] == pytest.approx([cosine[0]] * UPDATES + [cosine[1]] * UPDATES)
 
 
-def test_speed_and_waiting_are_possible_figures(logged):
+def test_speed_and_waiting_are_possible_numbers(logged):
     for row in step_rows(logged):
         assert 0 <= row['step/data_wait_share'] <= 1
         assert 0 < row['step/images_per_second'] < 1e5
@@ -216,7 +216,7 @@ def test_pictures_have_the_labels_of_their_images(logged):
     assert set(shares[1]) == {0.93}  # 0.9 + 0.1 / 4, smoothed
 
 
-def test_labels_are_told_as_classes_or_as_the_two_largest_shares():
+def test_labels_are_reported_as_classes_or_as_the_two_largest_shares():
     assert caption(torch.tensor([3, 1])) == '3 1'
     assert caption(torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]])) == '1:0.60+2 2:1.00+0'
 
