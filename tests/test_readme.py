@@ -161,7 +161,7 @@ def test_first_training_command_reaches_the_promised_accuracy_in_two_minutes_of_
     assert float(rows[-1]['eval_top1']) >= 97
 
 
-def test_the_accuracy_to_expect_is_told_near_the_first_command():
+def test_the_accuracy_to_expect_is_reported_near_the_first_command():
     before_imagenet = text()[: text().lower().index('imagenet', text().index('digits'))]
     assert re.search(r'\b9[789](\.\d)? ?%', before_imagenet)
 
@@ -214,7 +214,7 @@ def test_every_option_of_our_own_is_explained():
     assert {flag for flag in own if len(flag) > 2} - {'--help', '--config'} - set(OPTION.findall(text())) == set()
 
 
-def test_a_misspelt_option_would_be_found(monkeypatch):
+def test_a_mistyped_option_would_be_found(monkeypatch):
     readme = 'Use `--gradaug` or `--gradaugg`, not `pip --upgrade`.\n```bash\ngit clone --depth 1 x\n```\n'
     monkeypatch.setattr(sys.modules[__name__], 'text', lambda: readme)
     assert mentioned_options() == {'--gradaug', '--gradaugg'}

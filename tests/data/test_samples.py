@@ -253,7 +253,7 @@ def test_training_goes_on_and_the_log_says_how_many_were_unreadable(damaged_fold
     options = ('--data-dir', damaged_folder, '--train-split', '', '--val-split', '', '--workers', workers)
     folder = train(*options, '--epochs', 2, '--batch-size', 8)
     assert (folder / 'checkpoint-1.pth.tar').exists()
-    told = [record.getMessage() for record in caplog.records if 'unreadable' in record.getMessage().lower()]
-    totals = [message for message in told if 'class' not in message]
-    assert len(totals) == 2, told  # one for each epoch
+    messages = [record.getMessage() for record in caplog.records if 'unreadable' in record.getMessage().lower()]
+    totals = [message for message in messages if 'class' not in message]
+    assert len(totals) == 2, messages  # one for each epoch
     assert ' 2 ' in f' {totals[0]} '

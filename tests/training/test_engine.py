@@ -216,7 +216,7 @@ def test_the_loss_scaler_changes_no_weight_of_several_terms():
 
 def test_averages_weigh_every_sample_alike_and_have_flat_names():
     class Counting(RegAugTask):
-        """Terms whose figures are known: the sum of the labels, and constants."""
+        """Terms whose metrics are known: the sum of the labels, and constants."""
 
         def loss_terms(self, input, target):
             def zero():
@@ -232,12 +232,12 @@ def test_averages_weigh_every_sample_alike_and_have_flat_names():
     batches = [(torch.zeros(len(target), 3, 1, 1), target) for target in labels]
     task = Counting(model, nn.CrossEntropyLoss(), verbose=False)
     engine = make_engine(task, torch.optim.SGD(model.parameters(), lr=0.0), '--grad-accum-steps', 2)
-    figures = engine.train_one_epoch(0, batches)
-    assert list(figures) == ['loss', 'share', 'sub1_loss', 'sub1_width']
-    assert figures['loss'] == pytest.approx((1 + 2 + 3 + 5 + 0 + 8) / 6)
-    assert figures['share'] == 0.25
-    assert figures['sub1_loss'] == pytest.approx((3 * 3 + 1 * 1 + 2 * 2) / 6)
-    assert figures['sub1_width'] == pytest.approx((3 * 3 + 1 * 5 + 2 * 8) / 6)
+    metrics = engine.train_one_epoch(0, batches)
+    assert list(metrics) == ['loss', 'share', 'sub1_loss', 'sub1_width']
+    assert metrics['loss'] == pytest.approx((1 + 2 + 3 + 5 + 0 + 8) / 6)
+    assert metrics['share'] == 0.25
+    assert metrics['sub1_loss'] == pytest.approx((3 * 3 + 1 * 1 + 2 * 2) / 6)
+    assert metrics['sub1_width'] == pytest.approx((3 * 3 + 1 * 5 + 2 * 8) / 6)
 
 
 class Recorder:

@@ -15,12 +15,12 @@ from regaug.training.phases import phase_at
 from regaug.training.report import Report
 from tests.helpers.training import train_args
 
-FIGURE = r'-?\d\S*'
+NUMBER = r'-?\d\S*'
 TIMM_LINE = (
     rf'^Train: (?P<epoch>\d+) \[ *(?P<update>\d+)/(?P<updates>\d+) \( *(?P<percent>\d+)%\)\]  '
-    rf'Loss: (?P<loss>{FIGURE}) \((?P<loss_avg>{FIGURE})\)  '
-    rf'Time: (?P<time>{FIGURE})s, +(?P<rate>{FIGURE})/s  \((?P<time_avg>{FIGURE})s, +(?P<rate_avg>{FIGURE})/s\)  '
-    rf'LR: (?P<lr>{FIGURE})  Data: (?P<data>{FIGURE}) \((?P<data_avg>{FIGURE})\)'
+    rf'Loss: (?P<loss>{NUMBER}) \((?P<loss_avg>{NUMBER})\)  '
+    rf'Time: (?P<time>{NUMBER})s, +(?P<rate>{NUMBER})/s  \((?P<time_avg>{NUMBER})s, +(?P<rate_avg>{NUMBER})/s\)  '
+    rf'LR: (?P<lr>{NUMBER})  Data: (?P<data>{NUMBER}) \((?P<data_avg>{NUMBER})\)'
 )
 OURS = r'  Left: (?:\d+ days?, )?\d+:\d\d:\d\d(?:  Mem: \d+\.\d\d GiB)?$'
 
@@ -98,7 +98,7 @@ def test_loss_has_three_significant_digits_as_in_timm(lines, loss, text):
     assert f'Loss: {text} ({text})  Time: ' in line
 
 
-def test_figures_of_further_terms_leave_timms_part_of_the_line_as_it_is(lines):
+def test_metrics_of_further_terms_leave_timms_part_of_the_line_as_it_is(lines):
     terms = {
         ('sub1', 'loss'): 0.0125,
         ('sub1', 'width'): 0.75,
@@ -113,12 +113,12 @@ def test_figures_of_further_terms_leave_timms_part_of_the_line_as_it_is(lines):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
-def test_memory_is_told_on_cuda_only(lines):
+def test_memory_is_reported_on_cuda_only(lines):
     assert 'Mem:' not in lines(make_report(), make_record())[0]
 
 
 @pytest.mark.gpu
-def test_peak_memory_is_told_on_cuda(lines):
+def test_peak_memory_is_reported_on_cuda(lines):
     torch.cuda.reset_peak_memory_stats()
     kept = torch.empty(2**28, dtype=torch.uint8, device='cuda')
     [line] = lines(make_report(), make_record())
@@ -162,7 +162,7 @@ def test_time_left_counts_the_updates_and_evaluations_that_follow(val_interval, 
             ), (epoch, update_idx)
 
 
-def test_time_left_is_told_in_hours_minutes_and_days(lines):
+def test_time_left_is_reported_in_hours_minutes_and_days(lines):
     slow = dict(update_time=meter(3600.0), data_time=meter(0.0))
     assert lines(make_report(num_epochs=1), make_record(**slow))[0].endswith('Left: 5:00:00')
     assert lines(make_report(num_epochs=5), make_record(**slow))[0].endswith('Left: 1 day, 21:00:00')
@@ -241,7 +241,7 @@ def test_a_run_on_slow_data_is_warned_once(train, caplog, monkeypatch):
 # --- phases, evaluation, pictures ---------------------------------------------------------------------------------
 
 
-def test_a_phase_is_told_once_with_what_it_switches_off(lines, caplog):
+def test_a_phase_is_reported_once_with_what_it_switches_off(lines, caplog):
     args = train_args('--mixup', 0.2, '--cutmix', 1, '--mixup-off-epoch', 2, '--epochs', 4)
     report = Report(args, num_epochs=4, primary=True)
     caplog.clear()
