@@ -50,11 +50,14 @@ class Row:
         path.write_text(yaml.safe_dump({**self.options, **self.off}))
         return path
 
-    def build(self, rank=0, world_size=1):
-        """(options, phase, model, methods) as train.py builds them for the main epoch, in float64."""
+    def build(self, rank=0, world_size=1, distributed=False):
+        """(options, phase, model, methods) as train.py builds them for the main epoch, in float64.
+
+        Without `distributed` a single process has the share of one of `world_size` ranks.
+        """
         args = train_args('--num-classes', CLASSES, '--model', 'test_resnet', *PHASES, *self.words, rank=rank)
         args.model_dtype = 'float64'
-        args.distributed, args.world_size = world_size > 1, world_size
+        args.distributed, args.world_size = distributed, world_size
         model = build_model(args).double()
         config = {'input_size': INPUT_SIZE, 'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.25, 0.3)}
         return args, phase_at(MAIN_EPOCH, args), model, methods.create_methods(args, model, config)

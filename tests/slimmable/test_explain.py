@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+import regaug.cli
 from regaug.slimmable import SlimmablePlan, Twin
 
 
@@ -16,6 +17,7 @@ def explain(monkeypatch, capsys):
 
     def explain(*arguments):
         monkeypatch.setattr(sys, 'argv', ['regaug.slimmable', *map(str, arguments)])
+        monkeypatch.setattr(regaug.cli, 'setup_default_logging', lambda: None)  # which would be for all further tests
         with pytest.raises(SystemExit) as stopped:
             runpy.run_module('regaug.slimmable', run_name='__main__')
         return stopped.value.code, *capsys.readouterr()

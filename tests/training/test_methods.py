@@ -146,9 +146,7 @@ def train_rank(case, rank, world_size=1):
     torch.manual_seed(1)
     random.seed(1)  # what loaders of methods draw
     np.random.seed(1)
-    _, phase, model, chosen = CASES[case].build(
-        rank, RANKS
-    )  # a process alone has the rank's share of unlabelled images
+    _, phase, model, chosen = CASES[case].build(rank, RANKS, distributed=world_size > 1)
     task = make_task(model, methods=chosen, rank=rank)
     task.start_phase(phase, create_criterion(phase))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
