@@ -13,7 +13,8 @@ from regaug.slimmable.call import FULL_PARTNER, MAX_CONSTANT_GROUPS, Call, rule,
 from regaug.slimmable.labels import Axis, Channels, anchor, freeze, is_fixed, segments, unify
 
 
-@rule('hardswish', 'hardswish_', 'hardsigmoid', 'hardsigmoid_', '_prelu_kernel', 'masked_fill', 'masked_fill_', 'copy_')
+@rule('hardswish', 'hardswish_', 'hardsigmoid', 'hardsigmoid_', 'leaky_relu', 'leaky_relu_', '_prelu_kernel')
+@rule('masked_fill', 'masked_fill_', 'copy_')
 def pointwise(call: Call) -> list[list[Axis]]:
     """Unify what broadcasting aligns; also serves every operator that PyTorch tags as pointwise."""
     shape = call.outputs[0].shape

@@ -111,7 +111,7 @@ class Trace(TorchDispatchMode):
 def propagate(func: torch._ops.OpOverload, call: Call) -> list[list[Axis]]:
     """Return the axes of every output of a call, by the operator's rule if it has one."""
     rule = RULES.get(call.name)
-    if rule is None and torch.Tag.pointwise in func.tags:
+    if rule is None and is_pointwise(func):
         rule = rules.pointwise
     if rule is not None:
         return rule(call)
@@ -119,6 +119,13 @@ def propagate(func: torch._ops.OpOverload, call: Call) -> list[list[Axis]]:
         for axis in call.axes(tensor):
             freeze(axis, f'the operator {call.name} has no rule')
     return [[None] * tensor.dim() for tensor in call.outputs]
+
+
+def is_pointwise(func: torch._ops.OpOverload) -> bool:
+    """Whether PyTorch tags an operator as pointwise; for one that works in place, the tag of its twin counts too."""
+    name = func._schema.name.partition('::')[2].removesuffix('_')
+    twin = getattr(getattr(getattr(torch.ops, func.namespace), name, None), func._overloadname, func)
+    return torch.Tag.pointwise in (*func.tags, *twin.tags)
 
 
 class FixedHeadSize(TorchFunctionMode):

@@ -62,8 +62,13 @@ def test_whatever_a_decoder_raises_the_image_is_unreadable_and_named(photos, cap
     if not features.check({'AVIF': 'avif', 'JPEG2000': 'jpg_2000'}.get(kind, 'jpg')):
         pytest.skip(f'Pillow without {kind}')
     content, raised = undecodable(kind)
-    with pytest.raises(raised):
+    try:
         Image.open(io.BytesIO(content)).convert('RGB')
+    except raised:
+        pass
+    else:
+        assert kind == 'DDS'
+        pytest.skip('an older Pillow, which fills what a DDS file lacks')
     (photos / 'train' / 'class0' / '1.png').write_bytes(content)
     samples = Samples(create_dataset(name, str(photos), 'train'))
     image, label = samples[1]

@@ -188,6 +188,12 @@ def test_what_is_not_understood_stays_at_full_width_and_says_why(net, reason):
     assert reason in twin.plan.report(0.5, 1)
 
 
+@pytest.mark.parametrize('activation', [nn.ReLU6, nn.Mish, nn.Hardswish, nn.LeakyReLU, nn.ELU])
+def test_activations_in_place_are_slimmed(activation):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), activation(inplace=True), nn.Flatten(), nn.Linear(8 * 36, 2))
+    assert not SlimmablePlan(net, (3, 8, 8)).full
+
+
 def test_concatenated_channels_keep_the_first_of_every_piece():
     _, twin = planned(Concatenation())
     assert twin.plan.layout.ranges('head.weight', twin.plan.counts(0.5, 1)) == {1: [(0, 8), (16, 12)]}
