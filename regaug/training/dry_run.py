@@ -8,6 +8,8 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any
 
+from regaug.errors import OptionError
+from regaug.training.interrupt import Diverged
 from regaug.training.phases import phase_at
 from regaug.training.report import count_evaluations, peak_memory
 
@@ -37,6 +39,9 @@ def dry_run(run: Any):
 
     Returns:
         Exit status 0.
+
+    Raises:
+        OptionError: the updates diverge.
     """
     args = run.args
     epoch = typical_epoch(run)
@@ -44,7 +49,10 @@ def dry_run(run: Any):
     run.start_phase(phase_at(epoch, args))
     loader = run.train_data.loader
     batches = FirstBatches(loader, _UPDATES * args.grad_accum_steps)
-    run.engine.train_one_epoch(epoch, batches, run.train_data.mixup_fn)
+    try:
+        run.engine.train_one_epoch(epoch, batches, run.train_data.mixup_fn)
+    except Diverged as diverged:
+        raise OptionError(f'--dry-run, epoch {epoch}: {diverged}') from diverged
     record = run.report.last_record
     seconds = record.update_time.val
     lines = [f'loss of update {record.update_idx + 1} in epoch {epoch}: {record.loss.val:.4g}, at lr {record.lr:.4g}']

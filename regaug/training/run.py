@@ -135,7 +135,7 @@ class Run:
         if args.resume == 'auto':
             args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
             _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
-        elif not (args.resume or overwrites):
+        elif args.experiment and not (args.resume or overwrites):
             check_unused(self.folder, self.experiment)
         if args.resume:
             resumed = next_epoch(read_checkpoint(args.resume, '--resume', mmap=True), refine_only=not args.epochs)
@@ -237,9 +237,11 @@ class Run:
         if not self.primary:
             return
         try:
-            self.output_dir = get_outdir(self.folder)
+            self.folder = self.output_dir = get_outdir(self.folder, inc=not args.experiment)
         except OSError as error:
             raise OptionError(f'--output {args.output} --experiment {args.experiment}: {error}') from error
+        if not args.experiment:
+            self.experiment = os.path.basename(self.folder)  # with a number where another run began in the same second
         self.lock = lock(self.folder, self.experiment)
         if args.overwrite:
             clear(self.folder, start_epoch=self.start_epoch if self.resumes_here else 0, keep=args.resume or None)

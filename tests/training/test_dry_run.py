@@ -11,6 +11,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regaug.training.engine
+from regaug.errors import OptionError
 from regaug.training.task import RegAugTask
 from tests.helpers.data import child_processes
 
@@ -128,6 +129,11 @@ def test_gradaug_is_tried_and_its_plan_and_cost_are_told(dry_run, options):
     assert any(re.search(r'GradAug: an update costs about [1-9]\.\d\d times a plain one', line) for line in lines)
     assert any(re.search(r'Train: 0 \[.*  Sub loss: \S+ \S+  Sub agreement: ', line) for line in lines)
     told(lines, r'estimated time')
+
+
+def test_updates_that_diverge_are_one_line(dry_run):
+    with pytest.raises(OptionError, match=r'^--dry-run, epoch 0: loss \(now nan\) .*--max-bad-updates 1'):
+        dry_run('--lr', '1e20', '--max-bad-updates', 1)
 
 
 def test_nothing_is_written_where_a_run_would_write_most(dry_run, monkeypatch, tmp_path):

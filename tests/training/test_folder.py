@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +80,15 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_one_is_gone(
         first.kill()
         first.wait(30)
     os.close(folders.lock(tmp_path, 'run'))
+
+
+def test_runs_without_a_name_that_begin_in_the_same_second_get_folders_of_their_own(train, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5))
+    monkeypatch.setattr('regaug.training.run.datetime', clock)
+    for _ in range(2):
+        train('--epochs', 1, '--experiment', '')
+    names = ['20260102-030405-test_resnet-32', '20260102-030405-test_resnet-32-1']
+    assert sorted(path.parent.name for path in tmp_path.rglob('last.pth.tar')) == names
 
 
 @pytest.mark.parametrize('damage', ['flipped bit', 'not finite', 'not finite average', 'other types', 'temporary'])
