@@ -223,5 +223,5 @@ def plan_subnetworks(args: Namespace, model: nn.Module, input_size: Sequence[int
     except ValueError as error:
         raise OptionError(f'--gradaug {args.gradaug} with --model {args.model}: {error}') from error
     divisor = args.gradaug_width_divisor
-    make_subnet = functools.partial(Twin, plan=plan, width_divisor=divisor)
+    make_subnet = functools.partial(Twin, plan=plan, width_divisor=divisor, in_place=not args.distributed)
     return make_subnet, lambda width: plan.kept(width, divisor)[1], plan.report(args.gradaug_min_width, divisor)

@@ -1,0 +1,110 @@
+"""Gradients that are added in place equal those that autograd adds, bit for bit, and leave what others wait for."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from regaug.slimmable import SlimmablePlan, Twin
+from tests.helpers.slimmable_oracle import make_generic
+
+SIZE = 64
+NETWORKS = ['test_resnet', 'resnet18', 'densenet121', 'test_vit', 'efficientnet_b0', 'convnext_atto']
+FORMATS = [torch.contiguous_format, torch.channels_last]
+CASES = ['first of the update', 'hook', 'accumulation hook', 'frozen', 'second order', 'autocast']
+WIDTHS = [0.9, 0.6]
+
+
+def build(name, memory_format=torch.contiguous_format):
+    kwargs = {'img_size': SIZE} if name == 'test_vit' else {}
+    torch.manual_seed(1)
+    return make_generic(timm.create_model(name, num_classes=7, **kwargs)).to(memory_format=memory_format)
+
+
+def train_pass(model, in_place, *, first=True, **backward):
+    """Gradients of the full network, if `first`, and of two sub-networks after it."""
+    twin = Twin(model, SlimmablePlan(model, (3, SIZE, SIZE)), 1, in_place=in_place)
+    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    if first:
+        model(x).square().mean().backward(**backward)
+    for width in WIDTHS:
+        twin.set(width)
+        torch.manual_seed(3)
+        twin(x).square().mean().backward(**backward)
+        twin.clear()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same(gradients, expected):
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        reference = expected[name]
+        assert (gradient is None) == (reference is None), name
+        if gradient is not None:
+            assert torch.equal(gradient, reference) and gradient.stride() == reference.stride(), name
+
+
+@pytest.mark.parametrize('memory_format', FORMATS)
+@pytest.mark.parametrize('name', NETWORKS)
+def test_gradients_in_place_equal_those_of_autograd(name, memory_format):
+    pairs = [train_pass(build(name, memory_format), in_place) for in_place in (True, False)]
+    assert_same(*pairs)
+
+
+def test_each_slice_is_added_without_a_gradient_of_full_size():
+    """The gradient's memory is that of before, and no other tensor of a weight's full size is made on the way."""
+    model = build('resnet18')
+    twin = Twin(model, SlimmablePlan(model, (3, SIZE, SIZE)), 1, in_place=True)
+    x = torch.randn(2, 3, SIZE, SIZE)
+    model(x).square().mean().backward()
+    weight = model.layer4[0].conv2.weight
+    pointer = weight.grad.data_ptr()
+    twin.set(0.5)
+    output = twin(x).square().mean()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        output.backward()
+    assert weight.grad.data_ptr() == pointer
+    names = {event.key for event in profile.key_averages()}
+    assert 'aten::_foreach_add_' in names and 'AsStridedBackward0' not in names
+
+
+@pytest.mark.filterwarnings('ignore:Using backward.. with create_graph')
+@pytest.mark.parametrize('case', CASES)
+def test_where_somebody_would_see_it_gradients_come_by_way_of_autograd(case):
+    results, seen = [], []
+    for in_place in (True, False):
+        model, kwargs, calls = build('resnet18'), {}, []
+        if case == 'first of the update':
+            kwargs['first'] = False
+        elif case == 'hook':
+            model.layer1[0].conv1.weight.register_hook(lambda gradient, calls=calls: calls.append(gradient.clone()))
+        elif case == 'accumulation hook':
+            model.conv1.weight.register_post_accumulate_grad_hook(lambda p, calls=calls: calls.append(p.grad.clone()))
+        elif case == 'frozen':
+            model.conv1.weight.requires_grad_(False)
+        elif case == 'second order':
+            kwargs['create_graph'] = True
+        else:
+            with torch.autocast('cpu', torch.bfloat16):
+                results.append(train_pass(model, in_place))
+            continue
+        results.append(train_pass(model, in_place, **kwargs))
+        seen.append(calls)
+        if case == 'second order':
+            assert model.layer1[0].conv1.weight.grad.grad_fn is not None
+    assert_same(*results)
+    if 'hook' in case:
+        assert len(seen[0]) == len(seen[1]) == 1 + len(WIDTHS)
+        assert all(map(torch.equal, *seen))
+
+
+def test_what_a_slice_does_not_reach_keeps_its_gradient():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    twin = Twin(model, SlimmablePlan(model, (3, 8, 8)), 1, in_place=True)
+    x = torch.randn(2, 3, 8, 8)
+    model(x).sum().backward()
+    before = model[0].weight.grad.clone()
+    twin.set(0.5)
+    twin(x).sum().backward()
+    changed = (model[0].weight.grad != before).flatten(1).any(dim=1)
+    assert changed[:4].all() and not changed[4:].any()
