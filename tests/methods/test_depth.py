@@ -128,6 +128,8 @@ def test_a_depth_subnetwork_by_batch_drops_whole_branches_and_rescales_none():
         expected[kept] = output, gradients(reference)
     found = set()
     for seed in range(160):  # all dropped: 1 in 36
+        if found == set(expected):
+            break
         torch.manual_seed(seed)
         model.zero_grad()
         output = subnet(input)

@@ -73,7 +73,7 @@ def test_autocast_in_bfloat16_stays_near_float32_and_trains_float32_parameters()
     [
         ['--amp', '--amp-dtype', 'bfloat16'],
         ['--channels-last'],
-        ['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3],
+        pytest.param(['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3], marks=pytest.mark.slow),
         ['--grad-checkpointing'],
         ['--cutmix', 1.0, '--mixup-prob', 0.5, '--clip-grad', 1.0, '--grad-accum-steps', 2, '--bce-loss'],
     ],

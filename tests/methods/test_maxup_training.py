@@ -48,7 +48,7 @@ def assert_metrics_make_sense(row, passes=3):
     ('options', 'tolerance'),
     [
         (['--model-ema'], 0),
-        (['--torchcompile', 'eager', '--model', 'test_resnet'], 0),
+        pytest.param(['--torchcompile', 'eager', '--model', 'test_resnet'], 0, marks=pytest.mark.slow),
         (['--channels-last'], 1e-3),
         (['--amp', '--amp-dtype=bfloat16'], 0.03),
         pytest.param(['--torchcompile', 'aot_eager', '--model', 'test_resnet'], 1e-3, marks=pytest.mark.slow),
@@ -283,6 +283,7 @@ EXACT = ('--exact-resume', '--model', 'test_efficientnet', '--drop', 0.2, '--epo
 PHASES = ('--maxup', 2, '--maxup-warmup-epochs', 1, '--refine-epochs', 1, '--refine-fade', 1)
 
 
+@pytest.mark.slow  # of CutMix and of views: tests/training/test_methods.py
 @pytest.mark.parametrize(
     ('options', 'epochs'),
     [

@@ -59,8 +59,8 @@ def assert_metrics_make_sense(row, passes=8):
         (['--grad-accum-steps', 3, '--batch-size', 8, '--clip-grad', 1.0], 8),
         (['--bce-loss', '--model-ema', '--model-ema-decay', 0.9], 8),
         (['--amp', '--amp-dtype', 'bfloat16', '--channels-last'], 8),
-        (['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3], 8),
-        (['--amp', '--amp-dtype', 'bfloat16', '--workers', 2], 8),
+        pytest.param(['--model-dtype', 'bfloat16', '--opt', 'adamw', '--lr', 1e-3], 8, marks=pytest.mark.slow),
+        pytest.param(['--amp', '--amp-dtype', 'bfloat16', '--workers', 2], 8, marks=pytest.mark.slow),
         (['--no-prefetcher', '--grad-checkpointing', '--channels-last'], 8),
         (['--gradaug', 2, '--gradaug-transforms', 'rotate', 'scale', '--grad-accum-steps', 2], 8),
         (['--uada-step', 'random', '--uada-ranges', 'timm', '--workers', 1, '--no-prefetcher'], 5),
@@ -110,7 +110,7 @@ def watched():
     ('options', 'dtype', 'memory_format'),
     [
         ([], torch.float32, torch.contiguous_format),
-        (['--model-dtype', 'bfloat16'], torch.bfloat16, torch.contiguous_format),
+        pytest.param(['--model-dtype', 'bfloat16'], torch.bfloat16, torch.contiguous_format, marks=pytest.mark.slow),
         (['--channels-last', '--amp', '--amp-dtype', 'bfloat16'], torch.float32, torch.channels_last),
         (['--no-prefetcher', '--channels-last'], torch.float32, torch.channels_last),
     ],
@@ -247,6 +247,7 @@ def test_policy_and_cutout_fade_and_crop_and_flip_stay():
 # --- exact resume -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # plain and with a sub-network: tests/training/test_methods.py
 @pytest.mark.parametrize(
     ('options', 'epochs'),
     [

@@ -39,7 +39,7 @@ def resume_option(text):
 @pytest.fixture
 def stop():
     """An installed `StopRequest`; the handlers of before come back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     stop = StopRequest()
     stop.install()
     yield stop
@@ -49,16 +49,26 @@ def stop():
 
 def test_the_second_ctrl_c_ends_at_once(stop):
     assert stop.agree() == (False, False)
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     assert stop.agree() == (True, False)
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         time.sleep(1)
 
 
+def test_under_nohup_a_hangup_is_ignored(stop):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    other = StopRequest()
+    other.install()
+    signal.raise_signal(signal.SIGHUP)
+    assert other.signum is None
+    signal.raise_signal(signal.SIGTERM)
+    assert other.signum == signal.SIGTERM
+
+
 def test_a_signal_after_another_does_not_change_the_first_ones_meaning(stop):
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     assert (stop.signum, stop.agree()) == (signal.SIGTERM, (True, False))
 
 
@@ -113,7 +123,7 @@ def stop_at(monkeypatch):
         def with_signal(self, record):
             on_update(self, record)
             if (record.epoch, record.update_idx) == (epoch, update_idx):
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
 
         monkeypatch.setattr(Report, 'on_update', with_signal)
 
@@ -174,7 +184,7 @@ def test_a_finished_epoch_is_not_repeated_after_a_signal(whole, train, monkeypat
 
     def with_signal(self, row, **kwargs):
         on_epoch(self, row, **kwargs)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     log = follow_log(caplog)
     with monkeypatch.context() as patch:
@@ -208,6 +218,7 @@ def processes_of_session(session):
     return found
 
 
+@pytest.mark.slow  # as a hangup does, see test_signals
 def test_sigterm_ends_a_real_run_with_a_command_that_goes_on(start_train, tmp_path):
     program = start_train('--epochs', 500, '--workers', 2, '--log-interval', 1)
     program.wait_for('Train: 1 [   1/4')

@@ -32,7 +32,7 @@ RUNS = {
     'Manifold Mixup': ('--manifold-mixup', 1.0),
 }
 
-MORE = ('mixed in the loop', 'MaxUp of views', 'UADA', 'Manifold Mixup')
+MORE = ('mixed in the loop', 'MaxUp', 'MaxUp of views', 'GradAug', 'UADA', 'Manifold Mixup')
 
 
 @pytest.mark.parametrize(
