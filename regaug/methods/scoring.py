@@ -87,13 +87,14 @@ class Scorer:
 
     def __init__(self, task: nn.Module):
         self.task = task
+        self._norms = batch_norms(task.full_network)
 
     @torch.no_grad()
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Logits [B, K] of a batch, in the autocast dtype."""
         module = self.task.full_network
         devices = [input.device] if input.device.type == 'cuda' else []
-        with untracked_statistics(module), torch.random.fork_rng(devices=devices), self.task.autocast():
+        with untracked_statistics(self._norms), torch.random.fork_rng(devices=devices), self.task.autocast():
             output = module(input)
         return output[0] if isinstance(output, (tuple, list)) else output
 
@@ -180,16 +181,18 @@ class Selection(Method):
 
     def select(self, input: torch.Tensor, target: torch.Tensor, context: Context):
         self.selector.keep_pictures = self.keep_pictures
-        return self.selector(input, target, context.key)
+        # Not autocast itself, but around that of the scoring passes: what they cast of the weights they cast once.
+        with torch.autocast(input.device.type, enabled=False):
+            return self.selector(input, target, context.key)
 
     def pictures(self) -> Pictures:
         return self.selector.pictures() if self.keep_pictures else []
 
 
 @contextmanager
-def untracked_statistics(module: nn.Module):
-    """Batch-norm in training mode keeps no running statistics as long as the context lasts."""
-    tracking = [norm for norm in batch_norms(module) if norm.training and norm.track_running_stats]
+def untracked_statistics(norms: Iterable[nn.Module]):
+    """Batch-norm layers in training mode keep no running statistics as long as the context lasts."""
+    tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
     for norm in tracking:
         norm.track_running_stats = False
     try:

@@ -2,15 +2,26 @@
 
 import copy
 import random
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regaug.methods.scoring import Scorer
-from tests.helpers.training import CLASSES, assert_equal, make_batches, make_droppy_model, make_model, make_task
+from tests.helpers.training import (
+    CLASSES,
+    assert_equal,
+    make_batches,
+    make_droppy_model,
+    make_model,
+    make_task,
+    set_selector,
+)
 
 
 class Everything(nn.Module):
@@ -220,3 +231,38 @@ def test_the_check_passes_and_leaves_no_trace_itself(name):
     before = state_of(model)
     assert scorer.check(torch.zeros(2, 3, 32, 32)) is None
     assert_equal(state_of(model), before)
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of parameters."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == 'aten::_to_copy' and isinstance(args[0], nn.Parameter):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_passes_of_a_choice_cast_every_weight_once_and_score_as_single_passes_do():
+    autocast = partial(torch.autocast, 'cpu', torch.bfloat16)
+    task = make_task(make_model(dtype=torch.float32), autocast=autocast)
+    batches = make_batches(3, dtype=torch.float32)
+    scorer = Scorer(task)
+    alone = [scorer(*batch) for batch in batches]
+
+    def count(number):
+        scores = []
+
+        def selector(input, target, key):
+            scores.extend(scorer(*batch) for batch in batches[:number])
+            return input, target, {}
+
+        set_selector(task, selector)
+        with Casts() as casts:
+            task.active[-1].select(*batches[0], SimpleNamespace(key=(0, 0, 0)))
+        assert all(map(torch.equal, scores, alone))
+        return casts.count
+
+    weights = sum(isinstance(part, (nn.Conv2d, nn.Linear)) for part in task.full_network.modules())
+    assert count(1) == count(3) >= weights
