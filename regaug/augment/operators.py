@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from regaug.augment.kernels import blend, look_up, move, shear_x, shear_y
+from regaug.augment.mix import onto
 
 NUM_LEVELS = 10
 
@@ -138,8 +139,7 @@ def apply_operators(
     device = images.device
     ranks = _RANKS[types]
     order = ranks.argsort(stable=True)
-    back = order.argsort().to(device, non_blocking=True)
-    order = order.to(device, non_blocking=True)
+    order, back = onto(device, torch.stack([order, order.argsort()]))
     levels = levels.to(device, torch.float64, non_blocking=True).index_select(0, order)
     signs = signs.to(device, torch.float64, non_blocking=True).index_select(0, order)
     grouped = images.index_select(0, order).contiguous()

@@ -22,6 +22,7 @@ import torch
 from timm.data.loader import adapt_to_chs
 from torch import nn
 
+from regaug.augment.mix import onto
 from regaug.augment.operators import NUM_LEVELS, OPERATORS
 from regaug.augment.parameters import BASE, Augmentation, Parameters
 from regaug.errors import OptionError
@@ -217,7 +218,7 @@ class UADA(Selector):
             return metrics
         base, policy = candidates.params[BASE], candidates.params['policy']
         chosen = (index == names.index('policy'))[:, None]
-        types = base.types.to(device, non_blocking=True)
+        types = onto(device, base.types)
         operators = torch.zeros(len(OPERATORS), device=device)
         operators.scatter_add_(0, types.flatten(), (chosen & (step != 0)).flatten().float())
         operators = operators / operators.sum().clamp(min=1)
