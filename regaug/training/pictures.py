@@ -1,12 +1,17 @@
 """Pictures of what training sees: a grid of images with a caption under each, as one PNG."""
 
 import math
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from timm.data.loader import adapt_to_chs
 from torchvision.transforms.functional import to_pil_image
+
+from regaug.data.datasets import class_index
 
 MAX_IMAGES = 16
 _SMALLEST = 96  # pixels: smaller images are enlarged, so that captions fit under them
@@ -85,3 +90,14 @@ class Pictures:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, images, captions in [('batch', input, captions_of(target, self.names)), *more]:
             draw(images, captions, self.mean, self.std).save(self.folder / f'{phase}-{name}.png')
+
+
+def create_pictures(args: Namespace, folder: str | Path, dataset: Any, data_config: dict[str, Any]) -> Pictures | None:
+    """Where the pictures of `--save-images` go, None without; a dry run keeps them too."""
+    if not args.save_images:
+        return None
+    classes = class_index(dataset) or {}
+    names = [str(name) for name in sorted(classes, key=classes.get)] or None
+    channels = data_config['input_size'][0]
+    mean, std = (adapt_to_chs(data_config[key], channels) for key in ('mean', 'std'))
+    return Pictures(Path(folder) / 'pictures', mean, std, names)

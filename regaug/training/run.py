@@ -7,14 +7,13 @@ from datetime import datetime
 from typing import Any
 
 from timm.data import resolve_data_config
-from timm.data.loader import adapt_to_chs
 from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
 from regaug.data.channels import fit_channels, input_channels
-from regaug.data.datasets import check_classes, check_data, class_index, create_datasets
+from regaug.data.datasets import check_classes, check_data, create_datasets
 from regaug.data.loaders import TrainLoader, create_eval_loader
 from regaug.data.workers import leave_signals_to_main
 from regaug.device import Precision, prepare_device
@@ -29,7 +28,7 @@ from regaug.training.folder import check_newest, check_unused, check_writable, c
 from regaug.training.interrupt import StopRequest
 from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
-from regaug.training.pictures import Pictures
+from regaug.training.pictures import create_pictures
 from regaug.training.report import Report
 from regaug.training.resume import Resumed, find_newest, next_epoch, resume, resume_ema
 from regaug.training.summary import Summary
@@ -272,7 +271,7 @@ class Run:
             num_epochs=self.num_epochs,
             primary=self.primary,
             output_dir=self.output_dir,
-            pictures=self.create_pictures(),
+            pictures=create_pictures(args, self.folder, self.train_set, self.data_config) if self.primary else None,
             wandb_log=self.wandb_log,
         )
         self.engine = Engine(
@@ -286,16 +285,6 @@ class Run:
             scheduler=self.scheduler,
             save_recovery=self.saver.save_recovery if self.saver and args.recovery_interval else None,
         )
-
-    def create_pictures(self):
-        """Where the pictures of `--save-images` go, None without; a dry run keeps them too."""
-        if not (self.args.save_images and self.primary):
-            return None
-        classes = class_index(self.train_set) or {}
-        names = [str(name) for name in sorted(classes, key=classes.get)] or None
-        channels = self.data_config['input_size'][0]
-        mean, std = (adapt_to_chs(self.data_config[key], channels) for key in ('mean', 'std'))
-        return Pictures(os.path.join(self.folder, 'pictures'), mean, std, names)
 
     def start_phase(self, phase: Any):
         """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""
