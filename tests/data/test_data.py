@@ -265,3 +265,16 @@ def test_evaluation_images_come_whole_once_and_in_order(loading):
     assert [len(target) for _, target in batches] == [3, 3, 3, 1]
     np.testing.assert_array_equal(as_bytes(torch.cat([input for input, _ in batches])), dataset.images)
     assert torch.cat([target for _, target in batches]).tolist() == dataset.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ('name', 'distributed', 'expected'),
+    [('wds/x', True, 2), ('tfds/x', True, 2), ('wds/x', False, 5), ('torch/cifar10', True, 5)],
+)
+def test_readers_that_pad_every_workers_share_evaluate_with_two_workers_at_most(
+    monkeypatch, name, distributed, expected
+):
+    monkeypatch.setattr('regaug.data.loaders.create_loader', lambda dataset, num_workers, **kwargs: num_workers)
+    args = train_args('--workers', 5)
+    args.dataset, args.distributed = name, distributed
+    assert create_eval_loader(args, None, BYTES_CONFIG, device=CPU, img_dtype=torch.float32) == expected

@@ -16,7 +16,7 @@ RUNS = {
     'views': '--aug-splits 3',
     'binary': '--bce-loss',
     'images': '--epochs 6 --no-prefetcher',
-    'sizes': '--epochs 6',
+    'sizes': '--epochs 6 --seed 7',
     'naflex': '--naflex-loader --model naflexvit_base_patch16_gap',
     'ranks': '--model test_resnet',
     'scripted': '--model test_resnet',
@@ -27,11 +27,21 @@ RUNS = {
     'feature': '--kd-model-name resnet18',
     'token': '--kd-model-name resnet18',
     'subset': '--labels-per-class 2',
-    'gradaug': '--model test_resnet --gradaug 3',
+    'gradaug': '--model test_resnet --gradaug 3 --seed 7',
     'depth': '--model test_efficientnet --gradaug 1 --gradaug-subnet depth',
-    'gradaug compiled': '--model test_resnet --gradaug 2 --torchcompile eager',
-    'maxup': '--model test_resnet --maxup 3 --cutmix 0.7 --maxup-warmup-epochs 0',
-    'uada': '--model test_resnet --uada --pad-crop 4',
+    'gradaug compiled': '--model test_resnet --gradaug 2 --torchcompile eager --torchcompile-mode default',
+    'semi': (
+        '--model test_resnet --gradaug 1 --unlabeled-split train --batch-size 16 --model-ema --grad-accum-steps 2 '
+        '--channels-last --model-dtype bfloat16'
+    ),
+    'maxup': (
+        '--model test_resnet --maxup 3 --cutmix 0.7 --maxup-warmup-epochs 0 --cutmix-minmax 0.2 0.8 --mixup-prob 0.6 '
+        '--smoothing 0.2 --num-classes 7 --seed 7'
+    ),
+    'uada': (
+        '--model test_resnet --uada --pad-crop 3 --pad-mode constant --hflip 0.2 --cutout-size 9 --seed 7 '
+        '--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --model-dtype bfloat16'
+    ),
     'manifold': '--model test_resnet',
     'refine': '--epochs 4 --warmup-epochs 0',
     'wandb': '--log-wandb',

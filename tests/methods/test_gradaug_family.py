@@ -65,9 +65,10 @@ def test_shares_of_the_batch_are_neighbours_that_cover_it():
     assert rows_of(5, 3, 0.1) == slice(2, 3)
 
 
-def subnetwork_gradients(model, batch_share, count, batch):
+def subnetwork_gradients(model, batch_share, count, batch, targets):
     """Gradient of the sub-networks' terms alone, all of width 0.5."""
-    gradaug = make_gradaug(num_subnetworks=count, rule='smallest', transforms=(), batch_share=batch_share)
+    common = dict(rule='smallest', transforms=(), targets=targets)
+    gradaug = make_gradaug(num_subnetworks=count, batch_share=batch_share, **common)
     task = make_task(copy.deepcopy(model), gradaug=gradaug)
     (_, full), *subnets = task.loss_terms(*batch)
     full()
@@ -76,10 +77,11 @@ def subnetwork_gradients(model, batch_share, count, batch):
     return gradients(task.full_network)
 
 
-def test_all_shares_of_a_batch_together_give_the_gradient_of_the_whole_batch():
+@pytest.mark.parametrize('targets', ['soft', 'hard'])
+def test_all_shares_of_a_batch_together_give_the_gradient_of_the_whole_batch(targets):
     model, [batch] = make_model('test_convnext'), make_batches(1, size=6)  # without batch-norm samples are apart
-    whole = subnetwork_gradients(model, 1.0, 1, batch)
-    parts = subnetwork_gradients(model, 1 / 3, 3, batch)
+    whole = subnetwork_gradients(model, 1.0, 1, batch, targets)
+    parts = subnetwork_gradients(model, 1 / 3, 3, batch, targets)
     assert_close({name: value / 3 for name, value in parts.items()}, whole, tolerance=1e-6)  # float32 soft labels
 
 

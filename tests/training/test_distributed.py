@@ -14,6 +14,9 @@ from torch import nn
 import train as train_script
 from tests.helpers.ranks import RANKS, run_on_ranks, run_processes
 from tests.helpers.training import (
+    CLASSES,
+    assert_close,
+    gradients,
     gradients_at_updates,
     make_batches,
     make_engine,
@@ -25,6 +28,7 @@ from tests.helpers.training import (
 )
 
 STOPS = {'signal': {'signal_on': 1}, 'bad loss': {'bad_on': 1}}
+PATCHES = 'patches'  # of which each rank gets another number
 
 
 class BadOnRank:
@@ -56,14 +60,43 @@ def stop_case(rank, *, signal_on=None, bad_on=None):
     return None, len(seen)
 
 
-def stop_rank(case, rank, world_size):
-    return stop_case(rank, **STOPS[case])
+class PatchModel(nn.Module):
+    """A linear model of the dict of tensors that the NaFlex loader delivers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.linear = nn.Linear(3 * 8 * 8, CLASSES, dtype=torch.float64)
+
+    def forward(self, input):
+        return self.linear(input['patches'].flatten(1))
+
+
+def patch_batch(rank):
+    """Two images on the first rank, six on the second one."""
+    [(input, target)] = make_batches(1, size=2 + 4 * rank, side=8, seed=rank)
+    return {'patches': input}, target
+
+
+def patch_case(rank):
+    """The gradients that the optimiser gets from one NaFlex batch of each rank."""
+    model = PatchModel()
+    task = make_task(model, rank=rank).prepare_distributed(device_ids=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen = gradients_at_updates(optimizer, model)
+    options = ['--model', 'naflexvit_base_patch16_gap', '--naflex-loader', '--naflex-loss-scale', 'none']
+    make_engine(task, optimizer, *options, rank=rank, world_size=RANKS).train_one_epoch(0, [patch_batch(rank)])
+    return seen[0]
+
+
+def train_rank(case, rank, world_size):
+    return patch_case(rank) if case == PATCHES else stop_case(rank, **STOPS[case])
 
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     """What both ranks saw, by rank."""
-    return run_on_ranks(tmp_path_factory.mktemp('ranks'), stop_rank, STOPS)
+    return run_on_ranks(tmp_path_factory.mktemp('ranks'), train_rank, [*STOPS, PATCHES])
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_update(results):
@@ -72,6 +105,17 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_update(results):
 
 def test_a_bad_loss_on_one_rank_counts_on_all(results):
     assert [results[rank]['bad loss'] for rank in range(RANKS)] == [('Diverged', 4)] * RANKS
+
+
+def test_every_image_weighs_the_same_where_naflex_batches_differ_in_size(results):
+    model = PatchModel()
+    losses = [
+        nn.functional.cross_entropy(model(input), target, reduction='none')
+        for input, target in map(patch_batch, range(RANKS))
+    ]
+    torch.cat(losses).mean().backward()
+    for rank in range(RANKS):
+        assert_close(results[rank][PATCHES], gradients(model))
 
 
 @pytest.mark.parametrize(

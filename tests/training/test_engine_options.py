@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from regaug.device import LossScaler
 from tests.helpers.training import (
     CLASSES,
     gradients_at_updates,
@@ -38,6 +39,20 @@ def epoch_gradients(*options, batches, model=None):
 def test_every_so_many_updates_and_the_last_one_are_logged(interval, expected):
     _, engine = epoch_gradients('--log-interval', interval, batches=batches_of([4] * 5))
     assert [record.update_idx for record in engine.report.records] == expected
+
+
+@pytest.mark.parametrize('wanted', [True, False])
+@pytest.mark.parametrize('scaler', [None, LossScaler(device='cpu')], ids=['plain', 'scaled'])
+def test_the_norm_of_the_gradients_is_reported_on_demand(scaler, wanted):
+    model = linear_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen = gradients_at_updates(optimizer, model)
+    engine = make_engine(make_task(model), optimizer, '--log-interval', 2, loss_scaler=scaler)
+    engine.report.wants_grad_norm = wanted
+    engine.train_one_epoch(0, batches_of([4] * 3))
+    norms = [torch.cat([gradient.flatten() for gradient in seen[update].values()]).norm().item() for update in (0, 2)]
+    found = [record.grad_norm for record in engine.report.records]
+    assert found == (pytest.approx(norms, rel=1e-5) if wanted else [None, None])
 
 
 class SizedLoader(list):

@@ -56,6 +56,8 @@ SPIED = {  # name: where the run looks it up
     'prepare_distributed': 'regaug.training.task.RegAugTask.prepare_distributed',
     'wandb.init': 'wandb.init',
     'GradAug': 'regaug.methods.gradaug.GradAug',
+    'GradAugSemi': 'regaug.methods.semi.GradAugSemi',
+    'UnlabelledData': 'regaug.methods.semi.UnlabelledData',
     'Twin': 'regaug.methods.subnetworks.Twin',
     'DepthTwin': 'regaug.methods.subnetworks.DepthTwin',
     'MaxUp': 'regaug.methods.maxup.MaxUp',
@@ -250,6 +252,12 @@ def test_option_reaches_what_it_is_for(option, built, folder):
     expected = plain(with_folder(expected, folder))
     found = plain(seen[receiver])
     assert found == (pytest.approx(expected, abs=1e-12) if isinstance(expected, float) else expected)
+
+
+@pytest.mark.parametrize(('name', 'receiver', 'expected'), reach_data.FURTHER)
+def test_options_reach_further_places(name, receiver, expected, built):
+    seen, _ = built(name)
+    assert plain(seen[receiver]) == plain(expected)
 
 
 @pytest.mark.parametrize('option', TESTS)

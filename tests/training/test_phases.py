@@ -38,7 +38,8 @@ def test_phases_follow_from_the_options_alone(options, expected):
 
 
 def test_refinement_switches_off_all_intensive_augmentation_and_names_what_was_on():
-    args = train_args('--epochs', 2, '--warmup-epochs', 0, '--refine-epochs', 1, *HEAVY, '--grayscale-prob', 0.1)
+    colours = ('--grayscale-prob', 0.1, '--color-jitter-prob', 0.5)
+    args = train_args('--epochs', 2, '--warmup-epochs', 0, '--refine-epochs', 1, *HEAVY, *colours)
     phase = phase_at(2, args)
     off = phase.options
     assert (off.mixup, off.cutmix, off.cutmix_minmax, off.aa, off.reprob, off.color_jitter) == (
@@ -50,7 +51,8 @@ def test_refinement_switches_off_all_intensive_augmentation_and_names_what_was_o
         None,
     )
     assert not off.grayscale_prob and not off.gaussian_blur_prob and not off.color_jitter_prob
-    assert {'--mixup', '--cutmix', '--aa', '--reprob', '--grayscale-prob'} <= set(phase.switched_off)
+    named = {'--mixup', '--cutmix', '--aa', '--reprob', '--grayscale-prob', '--color-jitter-prob'}
+    assert named <= set(phase.switched_off)
     assert '--gaussian-blur-prob' not in phase.switched_off
     # What is not augmentation of the refined kind stays.
     for name in ('scale', 'ratio', 'hflip', 'smoothing', 'train_interpolation', 'batch_size'):
@@ -107,6 +109,7 @@ def test_cutmix_alone_fades_by_its_probability():
         (('--sched', 'cosine', '--refine-lr', 0.003), 0.003),
         (('--sched', 'step', '--decay-epochs', 4, '--decay-rate', 0.1), 1e-3),
         (('--sched', 'step', '--decay-epochs', 4, '--decay-rate', 0.1, '--sched-on-updates'), 1e-3),
+        (('--sched', 'step', '--decay-epochs', 5, '--decay-rate', 0.1), 0.01),  # no epoch has the second decay
         (('--sched', 'multistep', '--decay-milestones', 3, 6, 9, '--decay-rate', 0.1), 1e-4),
         (('--sched', 'multistep', '--decay-milestones', 3, 6, '--decay-rate', 0.5), 0.025),
         (('--sched', 'step', '--epochs', 0), 1e-4),

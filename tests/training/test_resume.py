@@ -13,6 +13,7 @@ from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import nn
 
+from regaug.device import LossScaler, Precision
 from regaug.errors import OptionError
 from regaug.training.resume import find_newest
 from tests.helpers.training import (
@@ -65,6 +66,23 @@ def test_without_exact_resume_a_resumed_run_sees_other_batches(train):
     whole = train(*options, experiment='whole')
     resumed = train(*options, '--resume', whole / 'checkpoint-0.pth.tar', experiment='resumed')
     assert read_summary(resumed)[-1]['train_loss'] != read_summary(whole)[-1]['train_loss']
+
+
+class Scaled(Precision):
+    """Number formats of a run whose losses are scaled, as in float16 on CUDA."""
+
+    def __init__(self, args, device):
+        super().__init__(args, device)
+        self.loss_scaler = LossScaler(device='cpu')
+
+
+def test_the_scale_of_losses_counts_updates_and_goes_on_with_the_optimiser(train, monkeypatch):
+    monkeypatch.setattr('regaug.training.run.Precision', Scaled)
+    first = train('--epochs', 1, experiment='first') / 'last.pth.tar'
+    kept = train('--epochs', 2, '--resume', first, experiment='kept') / 'last.pth.tar'
+    fresh = train('--epochs', 2, '--resume', first, '--no-resume-opt', experiment='fresh') / 'last.pth.tar'
+    states = [read_checkpoint(path)['amp_scaler'] for path in (first, kept, fresh)]
+    assert [state['_growth_tracker'] for state in states] == [4, 8, 4]  # updates since the scale last changed
 
 
 # Resuming in the same folder
