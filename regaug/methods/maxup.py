@@ -18,6 +18,7 @@ from torch import nn
 from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
 from regaug.methods import Metrics, Pictures
 from regaug.methods.scoring import SHOWN, Choice, Scorer, Selection, Selector, lowest_losses, worst_of
+from regaug.methods.scouts import comparison, create_scorers, is_compared, scouting
 from regaug.seeds import derived_seed
 
 
@@ -31,6 +32,8 @@ class MaxUp(Selector):
         seed: of the run; the draws depend on it and on the batch's key alone.
         views: the loader delivers m versions of each sample, [m * B, ...], version by version.
         excess: rank by the loss above the entropy of the soft target, which does not favour lambda near 0.5.
+        exact: gives the loss where `scorer` approximates it, None where it does not; now and then the choices by both
+            are compared.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class MaxUp(Selector):
         seed: int,
         views: bool = False,
         excess: bool = False,
+        exact: Scorer | None = None,
     ):
         self.augmentations = augmentations
         self.num_copies = num_copies
@@ -49,6 +53,7 @@ class MaxUp(Selector):
         self.seed = seed
         self.views = views
         self.excess = excess
+        self.exact = exact
         self._shown = None
 
     @torch.no_grad()
@@ -65,19 +70,25 @@ class MaxUp(Selector):
         Returns:
             (input [B, C, H, W], target [B] or [B, K], metrics).
         """
-        candidates = self.candidates(input, target, np.random.default_rng(derived_seed('maxup', self.seed, *key)))
-        metrics = {'maxup_passes': 0.0}
+        candidates = self.drawn(input, target, key)
         if self.num_copies == 1:
             input, target, lam = next(candidates)
-        else:
-            floor = functools.partial(lowest_losses, self.scorer.task.criterion) if self.excess else None
-            shown = []
-            choice = worst_of(self.show(candidates, shown) if self.keep_pictures else candidates, self.scorer, floor)
-            input, target, lam = choice.chosen
-            metrics = self.metrics(choice)
-            if self.keep_pictures:
-                self._shown = torch.stack(shown, dim=1), choice
+            return input, target, {'maxup_passes': 0.0, 'maxup_lambda': lam.mean()}
+        floor = functools.partial(lowest_losses, self.scorer.task.criterion) if self.excess else None
+        shown = []
+        choice = worst_of(self.show(candidates, shown) if self.keep_pictures else candidates, self.scorer, floor)
+        metrics = self.metrics(choice)
+        if self.keep_pictures:
+            self._shown = torch.stack(shown, dim=1), choice
+        if self.exact is not None and is_compared(key):
+            torch.clear_autocast_cache()  # of weights in the dtype of the passes so far
+            metrics |= self.compare(choice, worst_of(self.drawn(input, target, key), self.exact, floor))
+        input, target, lam = choice.chosen
         return input, target, {**metrics, 'maxup_lambda': lam.mean()}
+
+    def drawn(self, input: torch.Tensor, target: torch.Tensor, key: tuple[int, int, int]):
+        """`candidates` of a key, the same each time."""
+        return self.candidates(input, target, np.random.default_rng(derived_seed('maxup', self.seed, *key)))
 
     def candidates(
         self, input: torch.Tensor, target: torch.Tensor, rng: np.random.Generator
@@ -114,6 +125,11 @@ class MaxUp(Selector):
         ]
         return [('maxup', images.flatten(0, 1), captions)]
 
+    def compare(self, choice: Choice, exact: Choice) -> Metrics:
+        """What to log about a choice beside that by exact scores; the baseline is the average over the copies."""
+        chosen, best = (exact.scores.gather(0, index[None])[0] for index in (choice.index, exact.index))
+        return comparison('maxup', choice.index == exact.index, chosen, best, exact.scores.mean(dim=0))
+
     def metrics(self, choice: Choice) -> Metrics:
         """What to log about a choice."""
         copies = self.num_copies
@@ -130,18 +146,20 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Se
     """MaxUp for these options, None with `--maxup 0`."""
     if not args.maxup:
         return None
-    build = functools.partial(create_maxup, data_config=data_config)
+    scout = scouting(args, model, data_config['input_size'], 'MaxUp') if args.maxup > 1 else None
+    build = functools.partial(create_maxup, data_config=data_config, scout=scout)
     option = f'--maxup {args.maxup} with --model {args.model}'
     return Selection('maxup', build, data_config, option=option, scores=args.maxup > 1)
 
 
-def create_maxup(phase: Any, task: nn.Module, data_config: dict[str, Any]) -> MaxUp:
+def create_maxup(phase: Any, task: nn.Module, data_config: dict[str, Any], scout: Any = None) -> MaxUp:
     """MaxUp as it is in a phase.
 
     Args:
         phase: `training.phases.Phase`.
         task: whose network scores the copies.
         data_config: timm's data configuration.
+        scout: see `scouts.scouting`.
     """
     options = phase.options
     names = options.maxup_aug.split('+')
@@ -163,7 +181,7 @@ def create_maxup(phase: Any, task: nn.Module, data_config: dict[str, Any]) -> Ma
     return MaxUp(
         [build[name]() for name in names if name != 'views'],
         num_copies=options.maxup,
-        scorer=Scorer(task),
+        **create_scorers(task, scout),
         seed=options.seed,
         views='views' in names,
         excess=options.maxup_score == 'excess',

@@ -6,7 +6,7 @@ section 2: the worst candidate needs forward passes only. UADA's probes are scor
 
 import copy
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +89,16 @@ class Scorer:
         self.task = task
         self._norms = batch_norms(task.full_network)
 
+    def autocast(self, input: torch.Tensor) -> AbstractContextManager:
+        """The context in which a pass over a batch runs."""
+        return self.task.autocast()
+
     @torch.no_grad()
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Logits [B, K] of a batch, in the autocast dtype."""
         module = self.task.full_network
         devices = [input.device] if input.device.type == 'cuda' else []
-        with untracked_statistics(self._norms), torch.random.fork_rng(devices=devices), self.task.autocast():
+        with untracked_statistics(self._norms), torch.random.fork_rng(devices=devices), self.autocast(input):
             output = module(input)
         return output[0] if isinstance(output, (tuple, list)) else output
 
@@ -210,11 +214,13 @@ class Choice:
         chosen: tensors [B, ...], the parts of each sample's worst candidate.
         index: which candidate that is, int64 [B].
         losses: of all candidates, [m, B].
+        scores: what is compared: the losses, above their floor where there is one, [m, B].
     """
 
     chosen: tuple[torch.Tensor, ...]
     index: torch.Tensor
     losses: torch.Tensor
+    scores: torch.Tensor
 
     @property
     def chosen_losses(self) -> torch.Tensor:
@@ -235,11 +241,12 @@ def worst_of(
         score: from input and target to losses [B].
         floor: from the target to what is subtracted from the losses before they are compared, [B].
     """
-    worst, worst_rank, index, losses = None, None, None, []
+    worst, worst_rank, index, losses, scores = None, None, None, [], []
     for number, candidate in enumerate(candidates):
         loss = score(*candidate[:2])
-        rank = without_nan(loss if floor is None else loss - floor(candidate[1]))
         losses.append(loss)
+        scores.append(loss if floor is None else loss - floor(candidate[1]))
+        rank = without_nan(scores[-1])
         if worst is None:
             worst, worst_rank, index = candidate, rank, torch.zeros_like(rank, dtype=torch.long)
             continue
@@ -248,7 +255,7 @@ def worst_of(
         worst_rank = torch.where(worse, rank, worst_rank)
         index = torch.where(worse, number, index)
         del candidate
-    return Choice(worst, index, torch.stack(losses))
+    return Choice(worst, index, torch.stack(losses), torch.stack(scores))
 
 
 def without_nan(ranks: torch.Tensor) -> torch.Tensor:

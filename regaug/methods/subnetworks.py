@@ -181,10 +181,18 @@ class SubnetSwitch(nn.Module):
         return self.subnet(input) if use_subnet else self.module(input)
 
 
-def check_sizes(model: nn.Module, input_size: Sequence[int], sizes: Sequence[float], *, single: bool = False):
+def check_sizes(
+    model: nn.Module,
+    input_size: Sequence[int],
+    sizes: Sequence[float],
+    *,
+    option: str = '--gradaug-sizes',
+    single: bool = False,
+):
     """Run the model's shapes at each size.
 
     Args:
+        option: what asked for the sizes, for messages.
         single: it trains on one image at a time.
 
     Raises:
@@ -195,14 +203,12 @@ def check_sizes(model: nn.Module, input_size: Sequence[int], sizes: Sequence[flo
         shape = (channels, size, round(size * width / height))
         reason = shape_error(model, shape)
         if single and single_values(model, shape):
-            raise OptionError(f'--batch-size 1: batch-norm would see one value per channel at --gradaug-sizes {size}.')
+            raise OptionError(f'--batch-size 1: batch-norm would see one value per channel at {option} {size}.')
         if reason is not None:
             hint = ''
             if hasattr(getattr(model, 'patch_embed', None), 'strict_img_size'):
                 hint = '; --model-kwargs dynamic_img_size=True makes it take any'
-            raise OptionError(
-                f'--gradaug-sizes {size}: {type(model).__name__} cannot take such images ({reason}){hint}.'
-            )
+            raise OptionError(f'{option} {size}: {type(model).__name__} cannot take such images ({reason}){hint}.')
 
 
 def plan_subnetworks(args: Namespace, model: nn.Module, input_size: Sequence[int]):

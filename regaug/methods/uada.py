@@ -27,8 +27,11 @@ from regaug.augment.operators import NUM_LEVELS, OPERATORS
 from regaug.augment.parameters import BASE, Augmentation, Parameters
 from regaug.errors import OptionError
 from regaug.methods import Metrics, Pictures
-from regaug.methods.scoring import SHOWN, Scorer, Selection, Selector, select, without_nan
+from regaug.methods.scoring import SHOWN, Selection, Selector, select, without_nan
+from regaug.methods.scouts import comparison, create_scorers, is_compared, scouting
 from regaug.seeds import derived_seed
+
+Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,20 @@ class UADA(Selector):
         epsilon: size of the step; with 0 nothing adapts and nothing is scored.
         step: `ascend`; the paper's controls (table 6) are `random`, where parameters move at random, and `descend`,
             where they move down the loss and each sample trains on its easiest candidate.
+        exact: gives the loss where `scorer` approximates it, None where it does not; now and then the choices by both
+            are compared.
     """
 
     def __init__(
         self,
         augmentation: Augmentation,
         *,
-        scorer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        scorer: Score,
         seed: int,
         delta: int = 1,
         epsilon: int = 1,
         step: str = 'ascend',
+        exact: Score | None = None,
     ):
         self.augmentation = augmentation
         self.scorer = scorer
@@ -77,6 +83,7 @@ class UADA(Selector):
         self.delta = delta
         self.epsilon = epsilon
         self.step = step
+        self.exact = exact
         self._shown = None
 
     @torch.no_grad()
@@ -102,7 +109,7 @@ class UADA(Selector):
         at_random = self.step == 'random'
         steps = self.augmentation.draw_steps(rng, base, self.delta, toss_flips=at_random)
         move = self.move_at_random if at_random else self.move_by_probes
-        candidates = move(input, target, base, steps)
+        candidates = move(input, target, base, steps, self.scorer)
         # Step 5: each sample trains on its worst candidate.
         index = self.choose(candidates)
         images, *others = candidates.images.values()
@@ -111,17 +118,22 @@ class UADA(Selector):
         if self.keep_pictures:
             pairs = torch.stack([candidates.images[BASE][: SHOWN // 2], images[: SHOWN // 2]], dim=1)
             self._shown = pairs, candidates.losses, index
-        return images, target, self.metrics(candidates, index, steps.get('policy'))
+        metrics = self.metrics(candidates, index, steps.get('policy'))
+        if self.exact is not None and is_compared(key):
+            torch.clear_autocast_cache()  # of weights in the dtype of the passes so far
+            exact = move(input, target, base, steps, self.exact)
+            metrics |= self.compare(candidates, index, exact, self.exact(images, target))
+        return images, target, metrics
 
     def move_by_probes(
-        self, input: torch.Tensor, target: torch.Tensor, base: Parameters, steps: dict[str, torch.Tensor]
+        self, input: torch.Tensor, target: torch.Tensor, base: Parameters, steps: dict[str, torch.Tensor], score: Score
     ) -> Candidates:
         """Move the groups along the sign of the loss's finite differences: steps 1 to 4."""
         augmentation = self.augmentation
         # Step 1, scored, and step 2: one probe for each group.
         probes = {group: augmentation.move(base, group, step) for group, step in steps.items()}
         images, before_cutout = augmentation.apply(input, {BASE: base, **probes})
-        losses = {name: self.scorer(batch, target) for name, batch in images.items()}
+        losses = {name: score(batch, target) for name, batch in images.items()}
         passes = len(images)
 
         # Step 3: all coordinates of a group follow the one difference that its probe made, each by the sign of its own
@@ -137,14 +149,14 @@ class UADA(Selector):
         # Step 4: score them. A flip has two values, so its candidate is the probe or the base, both scored already.
         unscored = {group: params for group, params in moved.items() if group != 'flip'}
         moved_images, _ = augmentation.apply(input, unscored, before_cutout)
-        losses |= {group: self.scorer(batch, target) for group, batch in moved_images.items()}
+        losses |= {group: score(batch, target) for group, batch in moved_images.items()}
         passes += len(moved_images)
         if 'flip' in moved:
             moved_images['flip'] = select(moved['flip'].flips != base.flips, images['flip'], images[BASE])
         return self.collect({BASE: base, **moved}, {BASE: images[BASE], **moved_images}, losses, passes)
 
     def move_at_random(
-        self, input: torch.Tensor, target: torch.Tensor, base: Parameters, steps: dict[str, torch.Tensor]
+        self, input: torch.Tensor, target: torch.Tensor, base: Parameters, steps: dict[str, torch.Tensor], score: Score
     ) -> Candidates:
         """Move the groups up or down by the toss of a coin, without a probe."""
         moved = {
@@ -152,7 +164,7 @@ class UADA(Selector):
         }
         params = {BASE: base, **moved}
         images, _ = self.augmentation.apply(input, params)
-        losses = {name: self.scorer(batch, target) for name, batch in images.items()}
+        losses = {name: score(batch, target) for name, batch in images.items()}
         return self.collect(params, images, losses, len(images))
 
     def collect(
@@ -182,6 +194,24 @@ class UADA(Selector):
         """Number of the candidate that each sample trains on, int64 [B]; of equal ones the first, NaN last."""
         losses = torch.stack(list(candidates.losses.values()))
         return without_nan(-losses if self.step == 'descend' else losses).argmax(dim=0)
+
+    def compare(
+        self, candidates: Candidates, index: torch.Tensor, exact: Candidates, rescored: torch.Tensor
+    ) -> Metrics:
+        """What to log about a choice beside that by exact scores, whose probes may have moved elsewhere.
+
+        Args:
+            index: number of the candidate that each sample trains on, [B].
+            exact: candidates by exact scores; the baseline is the loss of the base.
+            rescored: exact losses of the choice, [B], which count where the exact candidates have no such image.
+        """
+        best = self.choose(exact)
+        losses = torch.stack(list(exact.losses.values()))
+        known = torch.zeros_like(index, dtype=torch.bool)
+        for number, (group, params) in enumerate(candidates.params.items()):
+            known |= (index == number) & (group == BASE or self.augmentation.same(params, exact.params[group], group))
+        chosen = torch.where(known, losses.gather(0, index[None])[0], rescored)
+        return comparison('uada', known & (index == best), chosen, losses.gather(0, best[None])[0], losses[0])
 
     def pictures(self) -> Pictures:
         """The first samples as they were drawn and, each after that, as they are trained on, with their losses."""
@@ -239,12 +269,13 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Se
     channels = data_config['input_size'][0]
     if 'policy' in args.uada_groups and channels not in (1, 3):
         raise OptionError(f'--uada-groups policy: its operators take 1 or 3 channels, these images have {channels}.')
-    build = functools.partial(create_uada, args=args, data_config=data_config)
+    scout = scouting(args, model, data_config['input_size'], 'UADA') if args.uada_epsilon else None
+    build = functools.partial(create_uada, args=args, data_config=data_config, scout=scout)
     option = f'--uada with --model {args.model}'
     return Selection('uada', build, data_config, option=option, scores=args.uada_epsilon > 0)
 
 
-def create_uada(phase: Any, task: nn.Module, args: Namespace, data_config: dict[str, Any]) -> UADA:
+def create_uada(phase: Any, task: nn.Module, args: Namespace, data_config: dict[str, Any], scout: Any = None) -> UADA:
     """UADA as it is in a phase.
 
     Args:
@@ -252,6 +283,7 @@ def create_uada(phase: Any, task: nn.Module, args: Namespace, data_config: dict[
         task: whose network scores the candidates.
         args: the options as they were given.
         data_config: timm's data configuration.
+        scout: see `scouts.scouting`.
     """
     channels = data_config['input_size'][0]
     augmentation = Augmentation(
@@ -269,7 +301,7 @@ def create_uada(phase: Any, task: nn.Module, args: Namespace, data_config: dict[
     )
     return UADA(
         augmentation,
-        scorer=Scorer(task),
+        **create_scorers(task, scout),
         seed=args.seed,
         delta=args.uada_delta,
         epsilon=args.uada_epsilon,

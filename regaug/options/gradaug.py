@@ -1,12 +1,11 @@
 """Options of GradAug, and what its sub-networks cannot work with."""
 
-import math
 from argparse import Namespace
 
 from timm.optim import get_optimizer_info
 
-from regaug.options.parser import Group, Option, flag, refuse_with, require, shown
-from regaug.options.timm_checks import main_epochs, training_size
+from regaug.options.parser import Group, Option, flag, refuse_with, require, shown, size
+from regaug.options.timm_checks import check_pixels, main_epochs
 
 _WIDTH, _DEPTH = '--gradaug-subnet=width', '--gradaug-subnet=depth'
 _WIDTHS = 'the smallest width and others drawn (sandwich), all drawn, or the smallest alone'
@@ -14,13 +13,6 @@ _MODE = 'blocks dropped for each sample, rescaled as in timm, or for the whole b
 _TRANSFORMS = ('scale', 'rotate', 'crop', 'flip', 'mask')
 _SIZES = 'of scale and crop: pixels, or shares up to 1 of the training size (default: 1, 6/7, 5/7 and 4/7, rounded)'
 _SUBNET = 'what makes a sub-network: fewer channels, or fewer blocks (stochastic depth)'
-
-
-def size(text: str) -> int | float:
-    """Read a number of pixels (whole), or a share of the training size (0 to 1)."""
-    value = float(text)
-    return int(value) if value > 1 and value.is_integer() else value
-
 
 TRAIN = Group(
     'GradAug parameters',
@@ -60,11 +52,7 @@ def check(args: Namespace):
     require(args, '--gradaug-transforms', square or 'rotate' not in args.gradaug_transforms, why)
     used = {'scale', 'crop'} & set(args.gradaug_transforms)
     require(args, '--gradaug-sizes', args.gradaug_sizes is None or used, 'only scale and crop change the size')
-    size = training_size(args)
-    limit = max(args.train_img_sizes or size[1:2]) if size else math.inf
-    for pixels in (size for size in args.gradaug_sizes or () if size > 1):
-        require(args, '--gradaug-sizes', isinstance(pixels, int), 'must be whole numbers of pixels, or shares up to 1')
-        require(args, '--gradaug-sizes', pixels <= limit, f'must not be above the training size, {limit}')
+    check_pixels(args, '--gradaug-sizes', args.gradaug_sizes or ())
     epochs = main_epochs(args) + (0 if args.refine_plain else args.refine_epochs)
     reached = args.gradaug_start_epoch < max(epochs, 1)
     require(args, '--gradaug-start-epoch', reached, f'is never reached in {epochs} epochs')

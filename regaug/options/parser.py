@@ -106,6 +106,12 @@ class Option:
         return {'at least 0': 'must not be negative', 'above 0': 'must be positive'}.get(words, f'must be {words}')
 
 
+def size(text: str) -> int | float:
+    """Read a number of pixels (whole), or a share of the training size (0 to 1)."""
+    value = float(text)
+    return int(value) if value > 1 and value.is_integer() else value
+
+
 def flag(flags: str, help: str, **keywords) -> Option:
     """Describe a switch that is off unless given."""
     return Option(flags, bool, False, help, **keywords)

@@ -1,8 +1,10 @@
 """Model, device, optimiser and schedule: what timm and torch notice late or never, and trials of what they refuse."""
 
 import importlib.util
+import math
 import warnings
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -133,3 +135,12 @@ def training_size(args: Namespace) -> tuple[int, int, int] | None:
     config = None if source else models.get_pretrained_cfg(name)
     known = config or args.input_size or args.img_size
     return resolve_data_config(vars(args), pretrained_cfg=config and config.to_dict())['input_size'] if known else None
+
+
+def check_pixels(args: Namespace, flag: str, sizes: Iterable[float]):
+    """Make sure that sizes above 1 are whole numbers of pixels, and none of them is above the training size."""
+    size = training_size(args)
+    limit = max(args.train_img_sizes or size[1:2]) if size else math.inf
+    for pixels in (size for size in sizes if size > 1):
+        require(args, flag, isinstance(pixels, int), 'must be whole numbers of pixels, or shares up to 1')
+        require(args, flag, pixels <= limit, f'must not be above the training size, {limit}')

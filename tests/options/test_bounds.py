@@ -22,7 +22,7 @@ NOT_NEGATIVE = (
     '--label-split --max-bad-updates --gradaug --gradaug-start-epoch --gradaug-compile --maxup --maxup-warmup-epochs '
     '--gauss-sigma --uada-epsilon --refine-epochs --refine-lr --refine-fade --manifold-mixup'
 )
-POSITIVE = '--std --clip-grad --ratio --kd-temperature --gradaug-weight --gradaug-sizes'
+POSITIVE = '--std --clip-grad --ratio --kd-temperature --gradaug-weight --gradaug-sizes --score-size'
 FRACTIONS = (
     '--hflip --vflip --color-jitter-prob --grayscale-prob --gaussian-blur-prob --reprob --cutmix-minmax --mixup-prob '
     '--mixup-switch-prob --drop --drop-path --drop-block --bn-momentum --model-ema-decay --train-size-random-mix'

@@ -128,7 +128,7 @@ SWITCHES = {
     '--naflex-loader': '--naflex-train-seq-lens=9 --naflex-max-seq-len=9 --naflex-patch-sizes=9 '
     '--naflex-loss-scale=none --naflex-patchify-channels-first',
     '--pad-crop': '--pad-mode=constant',
-    '--maxup or --uada': '--cutout-size=8',
+    '--maxup or --uada': '--cutout-size=8 --score-size=9 --score-dtype=float16',
     '--gradaug': '--gradaug-min-width=1 --gradaug-width-divisor=1 --gradaug-widths=uniform --gradaug-transforms=flip '
     '--gradaug-sizes=9 --gradaug-targets=hard --gradaug-subnet=depth --gradaug-depth-rate=0 '
     '--gradaug-depth-mode=batch --gradaug-weight=2 --gradaug-every=2 --gradaug-start-epoch=1 --gradaug-compile=2',

@@ -64,6 +64,7 @@ SPIED = {  # name: where the run looks it up
     'CutMix': 'regaug.methods.maxup.CutMix',
     'Cutout': 'regaug.methods.maxup.Cutout',
     'GaussianNoise': 'regaug.methods.maxup.GaussianNoise',
+    'Scout': 'regaug.methods.scouts.Scout',
     'UADA': 'regaug.methods.uada.UADA',
     'Augmentation': 'regaug.methods.uada.Augmentation',
     'ManifoldMixup': 'regaug.methods.manifold.ManifoldMixup',
