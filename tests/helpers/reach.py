@@ -10,9 +10,9 @@ FOLDER = 'FOLDER'  # stands for a folder that has all the files named here
 RUNS = {
     'main': '--model test_resnet --batch-size 24 --epochs 6',
     'positional': f'{FOLDER} --batch-size 16',
-    'size': '--model test_resnet',
+    'size': '--model test_resnet --interpolation bilinear',
     'weights': '--model test_resnet',
-    'side': '--model test_resnet',
+    'side': '--model test_resnet --drop-path 0.3 --drop-connect 0.2 --head-init-scale 0',
     'views': '--aug-splits 3',
     'binary': '--bce-loss',
     'images': '--epochs 6 --no-prefetcher',
@@ -39,7 +39,7 @@ RUNS = {
         '--smoothing 0.2 --num-classes 7 --seed 7'
     ),
     'uada': (
-        '--model test_resnet --uada --pad-crop 3 --pad-mode constant --hflip 0.2 --cutout-size 9 --seed 7 '
+        '--model test_resnet --uada --pad-crop 3 --pad-mode reflect --hflip 0.2 --cutout-size 9 --seed 7 '
         '--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --model-dtype bfloat16'
     ),
     'manifold': '--model test_resnet',

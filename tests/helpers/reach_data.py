@@ -177,14 +177,18 @@ FURTHER = [
     ('main', 'create_loader.eval.pin_memory', True),
     ('images', 'create_loader.eval.use_prefetcher', False),
     ('subset', 'create_loader.eval.persistent_workers', False),
+    ('size', 'create_loader.train.interpolation', 'bilinear'),  # not that of training: there is no augmentation
     ('sizes', 'create_loader.train.batch_choice_seed', 7),
     ('sizes', 'create_loader.train.batch_schedule_epochs', 6),
     ('naflex', 'create_naflex_loader.eval.patchify_channels_last', False),
     ('scripted', 'create_model.scriptable', True),
+    ('side', 'create_model.drop_path_rate', 0.3),  # the name that is older gives way
+    ('side', 'model.head_bias', 0.0),
     ('gradaug', 'GradAug.seed', 7),
     ('gradaug compiled', 'GradAug.compile_kwargs', {'backend': 'eager', 'mode': 'default'}),
     ('depth', 'GradAug.narrows', False),
     ('semi', 'GradAugSemi.grad_accum_steps', 2),
+    ('semi', 'create_scheduler.updates_per_epoch', 2),  # of four micro-batches
     ('semi', 'GradAugSemi.channels_last', True),
     ('semi', 'UnlabelledData.img_dtype', 'torch.bfloat16'),
     ('maxup', 'MaxUp.seed', 7),
@@ -198,7 +202,7 @@ FURTHER = [
     ('uada', 'Augmentation.std', (0.4, 0.5, 0.6)),
     ('uada', 'Augmentation.dtype', 'torch.bfloat16'),
     ('uada', 'Augmentation.padding', 3),
-    ('uada', 'Augmentation.pad_mode', 'constant'),
+    ('uada', 'Augmentation.pad_mode', 'reflect'),
     ('uada', 'Augmentation.flip_prob', 0.2),
     ('uada', 'Augmentation.cutout_size', 9),
 ]

@@ -152,6 +152,25 @@ def test_weight_rises_linearly_to_the_ratio():
     assert semi.weight(0) == 2.0
 
 
+def test_the_weight_of_sub_networks_holds_for_unlabelled_images_too():
+    model, losses = make_model(), []
+    for weight in (1.0, 0.3):
+        task, _ = make_semi_task(model, gradaug={'weight': weight})
+        losses.append([term()['loss'].item() for term in unlabelled_terms(task, make_batches(1)[0]).values()])
+    assert losses[1] == pytest.approx([0.3 * loss for loss in losses[0]])
+
+
+def test_a_confidence_of_just_the_cutoff_counts():
+    model = make_model()
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    for cutoff, kept in ((1 / CLASSES, 1.0), (1 / CLASSES + 1e-6, 0.0)):
+        task, _ = make_semi_task(model, cutoff=cutoff)
+        result = unlabelled_terms(task, make_batches(1)[0])['ulb1']()
+        assert result['confidence'] == 1 / CLASSES
+        assert result['kept'] == kept
+
+
 def test_sub_networks_of_an_update_are_the_same_for_both_kinds_of_images():
     task, _ = make_semi_task(make_model(), stream=Stream(size=4))
     task.begin_update(3)

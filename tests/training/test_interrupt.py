@@ -72,6 +72,18 @@ def test_a_signal_after_another_does_not_change_the_first_ones_meaning(stop):
     assert (stop.signum, stop.agree()) == (signal.SIGTERM, (True, False))
 
 
+def test_only_a_ctrl_c_makes_the_next_one_the_second(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        pytest.fail('the first Ctrl-C ended at once')
+    assert stop.agree() == (True, False)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
 def test_worker_processes_leave_ctrl_c_to_the_main_process_and_end_on_sigterm(stop):
     reader, writer = os.pipe()
     child = os.fork()

@@ -68,6 +68,14 @@ def test_without_exact_resume_a_resumed_run_sees_other_batches(train):
     assert read_summary(resumed)[-1]['train_loss'] != read_summary(whole)[-1]['train_loss']
 
 
+def test_a_start_epoch_that_is_given_wins_over_that_of_the_checkpoint(train):
+    first = train('--epochs', 1, experiment='first') / 'last.pth.tar'
+    for start in (0, 2):
+        options = ('--epochs', 3, '--resume', first, '--start-epoch', start)
+        rows = read_summary(train(*options, experiment=f'from-{start}'))
+        assert [int(row['epoch']) for row in rows] == list(range(start, 3))
+
+
 class Scaled(Precision):
     """Number formats of a run whose losses are scaled, as in float16 on CUDA."""
 
