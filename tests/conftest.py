@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def log_levels():
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is slow is left out
+def pytest_collection_modifyitems(items):
+    """Make cases of a test slow, but for the first ones that `few` names."""
+    seen = Counter()
+    for item in items:
+        few = item.get_closest_marker('few')
+        if few is not None:
+            seen[item.path, item.originalname] += 1
+            if seen[item.path, item.originalname] > few.args[0]:
+                item.add_marker('slow')
 
 
 @pytest.hookimpl(wrapper=True)

@@ -119,7 +119,7 @@ def test_stopped_harness_ends_its_runs_and_reports_what_there_is(spec, start, tm
 
 
 def test_failed_run_is_a_row_that_says_why_and_the_others_go_on(spec, tmp_path, capsys):
-    variants = {'plain': '', 'diverges': '--lr 1e30 --max-bad-updates 1', 'last': '--lr 0.01'}
+    variants = {'plain': '', 'diverges': '--lr 1e30 --max-bad-updates 3', 'last': '--lr 0.01'}
     arguments = spec(variants, equal_time=['diverges'])
     assert main(arguments) == 1
     runs = read_runs(tmp_path / 'out')

@@ -46,6 +46,7 @@ def collect_files():
         (2, 7, [1, 3, 8, 9, 14, 15]),
     ],
 )
+@pytest.mark.few(3)
 def test_subset_is_the_committed_one(per_class, split, indices):
     assert stratified_subset(LABELS, per_class, split).tolist() == indices
 

@@ -147,6 +147,7 @@ PAIRS += [('torch/cifar10', 'uada'), ('torch/cifar10', 'gradaug'), ('torch/cifar
 
 
 @pytest.mark.parametrize(('data', 'method'), PAIRS)
+@pytest.mark.few(5)
 def test_data_set_works_with_the_method(small_files, tmp_path, data, method):
     kind = data.removeprefix('torch/')
     root = tmp_path / 'data'

@@ -219,6 +219,7 @@ def test_padding_is_left_out_before_unreadable_images_are():
 
 
 @pytest.mark.parametrize('options', [(), ('--workers', 2), ('--model-ema',)])
+@pytest.mark.few(1)
 def test_training_evaluates_without_unreadable_images(train, image_folder, tmp_path, options):
     root = shutil.copytree(image_folder, tmp_path / 'data')
     whole = read_summary(train('--lr', 1e-6, *options, experiment='whole'))

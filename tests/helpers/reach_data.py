@@ -151,7 +151,7 @@ REACH = {
     'maxup_warmup_epochs': 'tests/training/test_phases.py::test_phases_follow_from_the_options_alone',
     'maxup_score': ('maxup', '--maxup-score excess', 'MaxUp.excess', True),
     'score_size': ('maxup', '--score-size 32', 'Scout.size', 32),
-    'score_dtype': ('uada', '--score-dtype bfloat16', 'Scout.dtype', 'torch.bfloat16'),
+    'score_dtype': ('maxup', '--score-dtype bfloat16', 'Scout.dtype', 'torch.bfloat16'),
     'cutout_size': ('maxup', '--cutout-size 9', 'Cutout.size', 9),
     'gauss_sigma': ('maxup', '--gauss-sigma 0.2 --std 0.4 0.5 0.8', 'GaussianNoise.sigma', [0.5, 0.4, 0.25]),
     # UADA

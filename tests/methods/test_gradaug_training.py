@@ -78,6 +78,7 @@ def test_autocast_in_bfloat16_stays_near_float32_and_trains_float32_parameters()
         ['--cutmix', 1.0, '--mixup-prob', 0.5, '--clip-grad', 1.0, '--grad-accum-steps', 2, '--bce-loss'],
     ],
 )
+@pytest.mark.few(1)
 def test_gradaug_trains_together_with_timms_options(options, train):
     few = ('--epochs', 1, '--labels-per-class', 8)
     folder = train('--gradaug', 2, '--gradaug-transforms', 'rotate', 'scale', *few, *options)

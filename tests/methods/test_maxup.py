@@ -57,6 +57,7 @@ def selecting_task(model, augmentations, *, copies=4, criterion=None, seed=42, r
 @pytest.mark.parametrize('freeze_bn', [False, True])
 @pytest.mark.parametrize('model_name', MODELS)
 @pytest.mark.parametrize('name', AUGMENTATIONS)
+@pytest.mark.few(6)
 def test_the_choice_is_the_worst_of_copies_scored_by_a_fresh_copy_of_the_model_each(name, model_name, freeze_bn):
     model = MODELS[model_name]()
     task = selecting_task(model, AUGMENTATIONS[name](), criterion=criterion_for(name), freeze_bn=freeze_bn)

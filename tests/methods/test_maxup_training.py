@@ -112,6 +112,7 @@ def test_an_augmentation_of_no_strength_leaves_the_plain_run_bit_for_bit(train):
         ['--dist-bn', 'reduce', '--clip-mode', 'agc', '--clip-grad', 0.1],
     ],
 )
+@pytest.mark.few(3)
 def test_maxup_trains_together_with_timms_options(options, train):
     maxup = list(MAXUP) if '--maxup-aug' in options else [*MAXUP, '--maxup-aug', 'cutmix', '--cutmix', 1.0]
     folder = train(*maxup, *(['--cutmix', 1.0] if 'cutmix+gauss' in options else []), *options)

@@ -46,6 +46,7 @@ def approximations(log):
     ],
     ids=str,
 )
+@pytest.mark.few(2)
 def test_the_size_and_number_format_of_training_are_the_exact_method_bit_for_bit(
     method, common, options, train, caplog
 ):
@@ -70,6 +71,7 @@ def test_the_size_and_number_format_of_training_are_the_exact_method_bit_for_bit
     ],
     ids=str,
 )
+@pytest.mark.few(2)
 def test_an_approximation_is_named_at_the_start_and_compared_in_the_first_update(method, options, how, train, caplog):
     log = follow_log(caplog)
     folder = train(*METHODS[method], *COMMON, *options, '--refine-epochs', 1, '--log-interval', 1)
@@ -91,6 +93,7 @@ def test_an_approximation_is_named_at_the_start_and_compared_in_the_first_update
 
 
 @by_method
+@pytest.mark.few(1)
 def test_scouts_train_another_network_than_exact_scores(method, train):
     """Else an option that is dropped on its way would not be missed."""
     run = (*METHODS[method], '--epochs', 1)
@@ -106,6 +109,7 @@ def test_scouts_train_another_network_than_exact_scores(method, train):
 
 
 @by_method
+@pytest.mark.few(1)
 def test_it_resumes_exactly_with_comparisons_in_the_middle_of_epochs(method, train, monkeypatch):
     monkeypatch.setattr(scouts, 'COMPARED_EVERY', 3)
     options = (*METHODS[method], *COMMON, '--exact-resume', '--epochs', 3, '--score-size', 0.5)

@@ -120,6 +120,7 @@ def test_full_network_gets_no_gradient_from_unlabelled_images():
 
 
 @pytest.mark.parametrize('labels_known', [True, False])
+@pytest.mark.few(1)
 def test_labels_of_unlabelled_images_change_the_log_and_nothing_else(labels_known):
     found = []
     for relabel in (None, lambda labels: torch.full_like(labels, 10**6)):

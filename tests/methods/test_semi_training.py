@@ -28,6 +28,7 @@ CASES = {'one micro-batch': 1, 'two micro-batches': 2}
         ('--gradaug-transforms', 'rotate', 'mask', '--gradaug-mask-patch', 8, '--gradaug-every', 2),
     ],
 )
+@pytest.mark.few(2)
 def test_unlabelled_images_train_together_with_other_options(options, train):
     for row in read_summary(train(*SEMI, '--epochs', 1, *options)):
         for name in ('sub2_loss', 'ulb1_loss', 'ulb2_loss', 'ulb1_confidence', 'ulb1_kept', 'ulb1_accuracy'):
@@ -44,6 +45,7 @@ def test_dry_run_tries_unlabelled_images(train, caplog):
 
 
 @pytest.mark.parametrize('off', [('--uratio', 0), ('--ulb-loss-ratio', 0)])
+@pytest.mark.few(1)
 def test_without_weight_or_images_it_is_gradaug_bit_for_bit(train, off):
     reference = train(*GRADAUG, experiment='gradaug')
     assert_same_training(train(*SEMI, *off, experiment='off'), reference)

@@ -37,6 +37,7 @@ PASSES = {'random': 5, 'epsilon 4, random': 5, 'policy': 3, 'flip': 2, 'flip, de
 
 
 @pytest.mark.parametrize('case', CASES)
+@pytest.mark.few(5)
 def test_passes_candidates_and_choice_equal_those_of_each_sample_alone(case):
     model = small_model()
     uada = make_uada(model, frozen=True, **CASES[case])

@@ -117,6 +117,7 @@ def test_reset_classifier_changes_classes_only(name):
 
 
 @by_class
+@pytest.mark.few(5)
 def test_gradient_checkpointing_changes_no_gradient(name):
     model = shallow(name).double()
     recomputing = copy.deepcopy(model)
@@ -143,6 +144,7 @@ def test_feature_info_describes_the_outputs_of_the_stages(name):
 
 
 @by_name
+@pytest.mark.few(6)
 def test_convolutions_start_with_fan_out_variance_and_batch_norms_at_one(name):
     model = timm.create_model(name, num_classes=10)
     ratios = []

@@ -16,6 +16,7 @@ by_name = pytest.mark.parametrize('name', COUNTS)
 @pytest.mark.parametrize(
     'name', [pytest.param(name, marks=pytest.mark.slow) if name in SAME_CLASS else name for name in COUNTS]
 )
+@pytest.mark.few(4)
 def test_subnetworks_equal_the_zeroed_network(name, fixed_weights):
     size = 64 if name.startswith('proxylessnas') else 32
     kwargs = {'shakedrop': 0.5} if name.startswith('pyramidnet') else {}

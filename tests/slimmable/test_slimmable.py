@@ -71,6 +71,7 @@ def network_built_at(name, width, full):
 
 @pytest.mark.parametrize('width', [0.75, 0.9])
 @pytest.mark.parametrize('name', ['resnet50', 'efficientnet_b0'])
+@pytest.mark.few(1)
 def test_subnetwork_equals_small_network_built_at_that_width(name, width):
     model, x = make_generic(build(name, torch.float64)), images(batch=2, dtype=torch.float64)
     output, slimmed = subnetwork_pass(twin_of(model), model, x, width)

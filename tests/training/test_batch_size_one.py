@@ -66,6 +66,7 @@ def test_sub_networks_on_smaller_images_are_tried_too(image_folder, tmp_path):
         ('--aug-splits', 2, '--jsd-loss', '--aa', 'rand-m9'),
     ],
 )
+@pytest.mark.few(1)
 def test_everything_else_trains_on_single_images(train, options):
     rows = read_summary(train('--batch-size', 1, '--epochs', 1, '--lr', 1e-4, *options))
     assert len(rows) == 1

@@ -47,6 +47,7 @@ def finished(tmp_path_factory):
     ],
 )
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
+@pytest.mark.few(2)
 def test_frozen_batch_norm_stays_and_everything_else_trains(options, train, finished, caplog):
     log = follow_log(caplog)
     tuning = ['--model', 'test_efficientnet', '--initial-checkpoint', finished, '--freeze-bn', '--lr', 0.01]

@@ -74,6 +74,7 @@ def test_weights_are_found_nested_and_under_prefixes(tmp_path, kind):
 
 @pytest.mark.parametrize('kind', NESTED)
 @pytest.mark.parametrize('model', ['test_resnet', 'test_vit', 'test_convnext', 'resnet18_cifar'])
+@pytest.mark.few(12)
 def test_a_classifier_for_other_classes_starts_anew_and_one_line_says_so(tmp_path, caplog, kind, model):
     weights = make_weights(model, num_classes=7)
     path = save(NESTED[kind](weights), tmp_path / 'weights.pth')

@@ -40,6 +40,7 @@ def resume_option(text):
 def stop():
     """An installed `StopRequest`; the handlers of before come back."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with Ctrl-C ignored
     stop = StopRequest()
     stop.install()
     yield stop

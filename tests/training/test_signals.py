@@ -15,11 +15,12 @@ TORCHRUN = ('-m', 'torch.distributed.run', '--nproc-per-node', 2, '--master-port
     ('signum', 'launcher'),
     [
         (signal.SIGHUP, ()),
-        pytest.param(signal.SIGTERM, TORCHRUN, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, (), marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, TORCHRUN, marks=pytest.mark.slow),
+        (signal.SIGTERM, TORCHRUN),
+        (signal.SIGTERM, ()),
+        (signal.SIGHUP, TORCHRUN),
     ],
 )
+@pytest.mark.few(1)
 def test_a_signal_to_the_process_group_leaves_a_recovery_checkpoint_and_the_command_that_was_used(
     signum, launcher, start_train, start, tmp_path
 ):

@@ -50,6 +50,7 @@ def test_width_one_is_the_plain_row(run, checkpoint):
 
 
 @pytest.mark.parametrize('options', [[], ['--model-dtype', 'bfloat16'], ['--channels-last'], ['--no-prefetcher']])
+@pytest.mark.few(1)
 def test_rows_do_not_depend_on_one_another(run, checkpoint, options):
     rows = run('--checkpoint', checkpoint, *options, '--width', 1.0, 0.75, 0.5)
     assert rows[::-1] == run('--checkpoint', checkpoint, *options, '--width', 0.5, 0.75, 1.0)
