@@ -96,6 +96,7 @@ def test_more_augmentation_means_more_risk_for_a_fitted_network(run, checkpoint,
 
 
 @pytest.mark.parametrize('options', [['-j', 2], ['--no-prefetcher']])
+@pytest.mark.few(1)
 def test_workers_do_not_change_what_is_drawn(run, checkpoint, args_yaml, options):
     path = args_yaml(*MIXED)
     row = run('--checkpoint', checkpoint, '--risk', path, *options)

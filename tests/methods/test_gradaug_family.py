@@ -78,6 +78,7 @@ def subnetwork_gradients(model, batch_share, count, batch, targets):
 
 
 @pytest.mark.parametrize('targets', ['soft', 'hard'])
+@pytest.mark.few(1)
 def test_all_shares_of_a_batch_together_give_the_gradient_of_the_whole_batch(targets):
     model, [batch] = make_model('test_convnext'), make_batches(1, size=6)  # without batch-norm samples are apart
     whole = subnetwork_gradients(model, 1.0, 1, batch, targets)

@@ -88,6 +88,7 @@ def test_gradaug_trains_together_with_timms_options(options, train):
 
 
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
+@pytest.mark.slow
 def test_compiled_subnetworks_run_at_the_width_that_is_set():
     """Once a width is compiled, another one must not silently run the code of the first."""
     outputs = []

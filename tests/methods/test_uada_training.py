@@ -166,6 +166,7 @@ def test_the_console_and_the_summary_have_the_metrics_without_the_histograms(tra
         assert 'operator' not in line and 'level' not in line
 
 
+@pytest.mark.slow
 def test_wandb_has_the_metrics_of_every_log_interval_and_epoch(train, monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith('WANDB_')]:
         monkeypatch.delenv(name)

@@ -58,6 +58,7 @@ def widths_of_maps(twin, width):
         pytest.param('regnety_002', marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.few(1)
 def test_backbone_with_feature_pyramid_equals_the_network_with_dropped_channels_zeroed(backbone, full):
     model, twin = planned(full, backbone)
     assert_equals_zeroed_network(twin, model, torch.randn(2, 3, SIZE, SIZE).double(), 0.9)

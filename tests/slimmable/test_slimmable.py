@@ -87,6 +87,7 @@ def test_subnetwork_equals_small_network_built_at_that_width(name, width):
 
 
 @pytest.mark.parametrize('name', ['resnet10t', 'efficientnet_lite0', 'convnext_atto', 'regnetx_002'])
+@pytest.mark.few(2)
 def test_full_width_is_the_model_bit_for_bit(name):
     model = build(name)
     twin, x = twin_of(model), images()

@@ -60,6 +60,7 @@ def test_gradient_checkpointing_recomputes_at_the_width_that_is_set():
 
 
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # slices have none
+@pytest.mark.slow
 def test_compiled_twin_computes_every_width_also_after_full_width():
     torch._dynamo.reset()
     model, x = build(), images()

@@ -20,7 +20,7 @@ TORCHRUN = ('-m', 'torch.distributed.run', '--nproc-per-node', 2, '--master-port
         (signal.SIGHUP, TORCHRUN),
     ],
 )
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_signal_to_the_process_group_leaves_a_recovery_checkpoint_and_the_command_that_was_used(
     signum, launcher, start_train, start, tmp_path
 ):
