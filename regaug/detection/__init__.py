@@ -28,6 +28,7 @@ from regaug.options.timm_checks import check_device, check_files, check_model_na
 DETECTORS = {'faster': FasterRCNN, 'mask': MaskRCNN}
 LONG_EDGE = 5 / 3  # of the short one at most: 1000 by 600 in GradAug's section 4.4
 SIZE_SHARES = (1, 5 / 6, 4 / 6, 3 / 6)  # 600, 500, 400 and 300 there
+DECAYS = (8 / 12, 11 / 12)  # of the epochs, after which the rate falls: the 1x schedule
 _ROWS = {option.label: option for group in options.TRAIN for option in group.options}
 _SIZES = 'short edges of the sub-networks, in pixels (default: 1, 5/6, 2/3 and 1/2 of --size)'
 
@@ -59,7 +60,9 @@ GROUPS = (
         'Training',
         *_rows('--batch-size', '--validation-batch-size', '--grad-accum-steps', '--epochs', batch_size=2, epochs=12),
         *_rows('--lr', '--lr-base', '--lr-base-size', lr_base=0.02, lr_base_size=16),
-        Option('--decay-milestones', int, None, 'epochs after which the rate falls (default: 8/12 and 11/12)', '+'),
+        Option(
+            '--decay-milestones', float, None, 'epochs after which the rate falls (default: 8/12, 11/12)', '+', above=0
+        ),
         Option('--warmup-updates', int, 500, 'updates in which the rate rises', low=0),
         *_rows('--momentum', '--weight-decay', '--clip-grad', '--clip-mode', weight_decay=1e-4),
         *_rows('--device', '--amp', '--amp-dtype', '--seed', '--local_rank', '--max-bad-updates', '--dry-run'),
@@ -81,14 +84,19 @@ GROUPS = (
 )
 
 
+def detection_parser(*, defaults: bool = True) -> Parser:
+    """Return the parser of the command line; without defaults it tells what is given."""
+    about = 'Train a detector of torchvision on a backbone of timm.'
+    return Parser((CONFIG, *GROUPS), defaults=defaults, prog='python -m regaug.detection', description=about)
+
+
 def parse(argv: Sequence[str] | None = None) -> Namespace:
     """Parse and check the options: those of the command line, else of the file of `-c`, else the defaults.
 
     Raises:
         OptionError: An option, a key of the file or a combination that cannot be used.
     """
-    about = 'Train a detector of torchvision on a backbone of timm.'
-    parser = Parser((CONFIG, *GROUPS), defaults=False, prog='python -m regaug.detection', description=about)
+    parser = detection_parser(defaults=False)
     given = vars(parser.parse_args(argv))
     config = given.pop('config', None)
     file = {} if config is None else read_config(config, parser, GROUPS)
@@ -98,9 +106,11 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     check_values(args, GROUPS)
     args.max_size = args.max_size or round(LONG_EDGE * args.size)
     args.gradaug_sizes = args.gradaug_sizes or [round(share * args.size) for share in SIZE_SHARES]
+    args.decay_milestones = args.decay_milestones or [share * args.epochs for share in DECAYS]
     _check(args)
     warn_without_effect(args, GROUPS, given)
-    args.model = args.backbone  # by which experiments and checkpoints are named
+    # What train.py's parts look for: the name of experiments and checkpoints, and of the schedule.
+    args.model, args.sched, args.warmup_epochs = args.backbone, 'multistep', 0
     return args
 
 
@@ -112,6 +122,8 @@ def _check(args: Namespace):
     check_files(args, '--checkpoint', *(['--resume'] if args.resume != 'auto' else []))
     require(args, '--checkpoint', not (args.checkpoint and args.pretrained), 'does not go with --pretrained')
     require(args, '--max-size', args.max_size >= args.size, f'is less than --size {args.size}')
+    in_order = args.decay_milestones == sorted(args.decay_milestones)
+    require(args, '--decay-milestones', in_order, 'must be in ascending order')
     for size in args.gradaug_sizes:
         require(args, '--gradaug-sizes', size <= args.size, f'must not be above --size {args.size}')
     names = {name for kind in DETECTORS.values() for name in inspect.signature(kind).parameters}

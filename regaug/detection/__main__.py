@@ -18,16 +18,16 @@ from timm.scheduler import MultiStepLRScheduler
 from timm.utils import random_seed
 from torch import nn
 
-from regaug.cli import run as run_script
+from regaug import cli
 from regaug.detection import as_config, parse
 from regaug.detection.data import Detections, Split, TrainBatches
-from regaug.detection.evaluate import _SHOWN, average_precision, can_measure, over_ranks, predict, save_picture
+from regaug.detection.evaluate import SHOWN, average_precision, can_measure, over_ranks, predict, save_picture
 from regaug.detection.model import DetectionTask, create_detector, create_gradaug
 from regaug.device import Precision, prepare_device
 from regaug.errors import OptionError
 from regaug.seeds import reseed_epoch
 from regaug.training.dry_run import dry_run
-from regaug.training.engine import mean_lr
+from regaug.training.engine import mean_lr, updates_per_epoch
 from regaug.training.folder import check_writable
 from regaug.training.interrupt import Diverged, Interrupted
 from regaug.training.model import resolve_learning_rate
@@ -39,7 +39,6 @@ from regaug.training.summary import epoch_row
 from regaug.training.updates import Updater
 
 _logger = logging.getLogger('train')
-_DECAYS = (8 / 12, 11 / 12)  # of the epochs: the 1x schedule
 _WARMUP_SHARE = 1e-3  # of the learning rate, with which a warm-up starts
 
 
@@ -117,11 +116,10 @@ class DetectionRun(Run):
     def build_schedule(self):
         """A linear warm-up, then a tenth of the rate after each milestone, by updates."""
         args = self.args
-        updates = -(-len(self.train_data) // args.grad_accum_steps)
-        milestones = args.decay_milestones or [share * args.epochs for share in _DECAYS]
+        updates = updates_per_epoch(self.train_data, args.grad_accum_steps)
         self.scheduler = MultiStepLRScheduler(
             self.optimizer,
-            decay_t=[round(epoch * updates) + 1 for epoch in milestones],  # timm decays one before a milestone
+            decay_t=[round(epoch * updates) + 1 for epoch in args.decay_milestones],  # timm decays one too early
             decay_rate=0.1,
             warmup_t=args.warmup_updates,
             warmup_lr_init=_WARMUP_SHARE * args.lr,
@@ -129,10 +127,10 @@ class DetectionRun(Run):
             t_in_epochs=False,
         )
         self.first_refining = self.num_epochs = args.epochs
-        self.scheduler.step_update(self.start_epoch * updates)
+        self.advance_schedule(self.start_epoch)
 
     def advance_schedule(self, epoch: int):
-        self.scheduler.step_update(epoch * -(-len(self.train_data) // self.args.grad_accum_steps))
+        self.scheduler.step_update(epoch * updates_per_epoch(self.train_data, self.args.grad_accum_steps))
 
     def build_engine(self):
         super().build_engine()
@@ -153,10 +151,10 @@ class DetectionRun(Run):
         args, start = self.args, time.perf_counter()
         if self.eval_set is None or not (can_measure() or args.save_images):
             return None
-        shown = _SHOWN if args.save_images and self.primary else 0
+        shown = SHOWN if args.save_images and self.primary else 0
         count = min(len(self.eval_set), limit or len(self.eval_set))
         if not can_measure():
-            count = min(count, _SHOWN * args.world_size)
+            count = min(count, SHOWN * args.world_size)
         where = dict(device=self.device, precision=self.precision, keep=shown)
         indices = range(args.rank, count, args.world_size)
         results, kept = predict(self.eval_model, self.eval_set, indices, args, **where)
@@ -178,8 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = DetectionRun(args).build()
     try:
         if args.dry_run:
-            run.evaluate(run.start_epoch, limit=(args.validation_batch_size or args.batch_size) * args.world_size)
-            return dry_run(run)
+            return try_out(run)
         if run.finished:
             _logger.info(f'Nothing is left to train: {run.start_epoch} of {run.num_epochs} epochs are done.')
             run.evaluate(run.start_epoch - 1)
@@ -188,6 +185,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(run)
     finally:
         run.close()
+
+
+def try_out(run: DetectionRun) -> int:
+    """Run an evaluation batch, then what train.py's `--dry-run` does; write nothing but the pictures asked for."""
+    args = run.args
+    count = (args.validation_batch_size or args.batch_size) * args.world_size
+    run.evaluate(run.start_epoch, limit=count)
+    if run.primary and run.report.eval_seconds.count:
+        _logger.info(f'Dry run: up to {count} images evaluated in {run.report.eval_seconds.val:.1f} s')
+    return dry_run(run)
 
 
 def train(run: DetectionRun) -> int:
@@ -253,4 +260,4 @@ def save_interrupted(run: DetectionRun, epoch: int, update_idx: int) -> int:
 
 if __name__ == '__main__':
     sys.argv[0] = f'python -m regaug.{os.path.basename(os.path.dirname(__file__))}'
-    run_script(main)
+    cli.run(main)

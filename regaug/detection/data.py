@@ -67,7 +67,8 @@ class Split:
             raise OptionError(f'{self.where}: {path} is not in the format of COCO ({reason}).') from error
         missing = sorted(file.name for file in files if not file.is_file())
         if missing:
-            raise OptionError(f'{self.where}: {len(missing)} images of {path} are not there, the first is {missing[0]}.')
+            count = len(missing)
+            raise OptionError(f'{self.where}: {count} images of {path} are not there, the first is {missing[0]}.')
         if not any(self.objects.values()):
             raise OptionError(f'{self.where}: {path} has no annotations to use.')
 
@@ -166,7 +167,7 @@ def flip(image: torch.Tensor, target: Target) -> tuple[torch.Tensor, Target]:
 
 
 def load(dataset: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device) -> Iterator[tuple]:
-    """Yield (images, targets) for the indices of each batch: lists of images in [0, 1] and of targets, on the device."""
+    """Yield lists of images, in [0, 1], and of targets for the indices of each batch, on the device."""
     pinned = device.type == 'cuda'
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=list, pin_memory=pinned)
     leave_signals_to_main(loader)

@@ -18,7 +18,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from regaug.detection.data import Detections, Split, Target, load
 
-_SHOWN = 8  # images of a picture
+SHOWN = 8  # images of a picture
 _SURE = 0.5  # score from which on predictions are drawn
 _COLOURS = ('red', 'lime', 'blue', 'yellow', 'magenta', 'cyan', 'orange', 'purple')
 

@@ -37,9 +37,7 @@ def load_initial(model: nn.Module, path: str, option: str = '--initial-checkpoin
     model.load_state_dict(found)
     notes = [f'found as {where}'] if where else []
     notes += [f'the classifier ({", ".join(classifier)}) starts anew'] if starts_anew else []
-    _logger.info(
-        f'{option} {path}: {len(found) - len(starts_anew)} tensors loaded{"; ".join(["", *notes])}.'
-    )
+    _logger.info(f'{option} {path}: {len(found) - len(starts_anew)} tensors loaded{"; ".join(["", *notes])}.')
 
 
 def find_weights(checkpoint: Mapping[str, Any], model: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
