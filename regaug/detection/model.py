@@ -41,11 +41,9 @@ class Backbone(nn.Module):
         body: a model of timm with `features_only`, whose maps are [B, C, H, W].
     """
 
-    out_channels = MAPS
-
     def __init__(self, body: nn.Module):
         super().__init__()
-        self.body = body
+        self.body, self.out_channels = body, MAPS
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), MAPS, extra_blocks=LastLevelMaxPool())
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

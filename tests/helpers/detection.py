@@ -12,6 +12,7 @@ from regaug.detection.data import Detections, Split
 from regaug.detection.model import create_detector, create_gradaug
 
 COLOURS = {7: (255, 0, 0), 3: (0, 0, 255)}  # by category id; label 1 is that of category 3
+MAPS = 24
 QUICK = {
     'box_batch_size_per_image': 8,
     'rpn_batch_size_per_image': 16,
