@@ -1,15 +1,15 @@
 """Checkpoints of classifiers, ours and timm's, in feature extractors, detectors and segmentation models."""
 
+import re
 from argparse import Namespace
 
 import pytest
 import timm
 import torch
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from regaug.detection.model import create_body
 from regaug.errors import OptionError
+from tests.helpers.commands import ROOT
 from tests.helpers.detection import detection_args
 from tests.helpers.training import assert_equal
 
@@ -60,32 +60,40 @@ def test_a_classifiers_checkpoint_fits_features_only(name, save):
 def test_the_obvious_call_fails(name, tmp_path):
     path = tmp_path / 'model.pth'
     torch.save(timm.create_model(name, num_classes=7).state_dict(), path)
-    with pytest.raises(RuntimeError, match='Unexpected key|Missing key'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key|Missing key'):
         timm.create_model(name, features_only=True, checkpoint_path=str(path))
 
 
-def test_a_classifiers_checkpoint_fits_torchvisions_detectors(save):
-    model = timm.create_model('test_resnet', num_classes=7)
-    body = features_of('test_resnet', save(model), out_indices=(1, 2, 3, 4))
-    layers = {name: str(level) for level, name in enumerate(('layer1', 'layer2', 'layer3', 'layer4'))}
-    backbone = BackboneWithFPN(body, layers, body.feature_info.channels(), 32)
-    detector = FasterRCNN(backbone, num_classes=5, min_size=64, max_size=64).eval()
-    assert weights_in(detector.backbone.body, model) > 20
+def run_block(word, file):
+    """Names that README's block of Python with a word in it defines, for a smaller network and this file."""
+    [block] = [
+        code for code in re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S) if word in code
+    ]
+    assert 'resnet50' in block and 'output/train/gradaug/model_best.pth.tar' in block
+    names = {}
+    exec(block.replace('resnet50', 'resnet18').replace('output/train/gradaug/model_best.pth.tar', str(file)), names)
+    return names
+
+
+def test_readmes_lines_put_a_classifiers_checkpoint_into_torchvisions_detectors(save):
+    model = timm.create_model('resnet18', num_classes=7)
+    names = run_block('MaskRCNN', save(model))
+    detector = names['detector'].eval()
+    assert weights_in(detector.backbone.body, model) == len(model.state_dict()) - 2
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        for found, expected in zip(detector.backbone.body(image).values(), body(image), strict=True):
+        for found, expected in zip(detector.backbone.body(image).values(), names['body'](image), strict=True):
             assert torch.equal(found, expected)
-        assert detector([image[0]])[0].keys() == {'boxes', 'labels', 'scores'}
+        assert torch.equal(names['body'](image)[-1], model.eval().forward_features(image))
+    assert detector.backbone.fpn.inner_blocks[3][0].in_channels == 512
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_a_classifiers_checkpoint_fits_segmentation_models_pytorch(save):
-    smp = pytest.importorskip('segmentation_models_pytorch')
-    model = timm.create_model('test_resnet', num_classes=7)
-    body = features_of('test_resnet', save(model))
-    network = smp.Unet('tu-test_resnet', encoder_weights=None)
-    network.encoder.model.load_state_dict(body.state_dict())
-    assert weights_in(network.encoder.model, model) > 20
+def test_readmes_lines_put_a_classifiers_checkpoint_into_segmentation_models_pytorch(save):
+    pytest.importorskip('segmentation_models_pytorch')
+    model = timm.create_model('resnet18', num_classes=7)
+    network = run_block('segmentation_models_pytorch', save(model))['network']
+    assert weights_in(network.encoder.model, model) == len(model.state_dict()) - 2
     assert network.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 1, 64, 64)
 
 

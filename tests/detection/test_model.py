@@ -20,7 +20,7 @@ LOSSES = {'loss_classifier', 'loss_box_reg', 'loss_mask', 'loss_objectness', 'lo
 
 def make_task(folder, *options, dtype=torch.float64):
     """(task, detector) with GradAug as a run puts it in, rank 0 of one process."""
-    args, detector, gradaug = make_detector(folder, *options, dtype=dtype)
+    _, detector, gradaug = make_detector(folder, *options, dtype=dtype)
     task = DetectionTask(detector, nn.Identity(), verbose=False)
     task.use([gradaug] if gradaug else [])
     return task.train(), detector
@@ -130,7 +130,7 @@ def test_gradients_of_a_subnetwork_equal_those_of_a_hand_sliced_one(coco):
 
 def test_terms_are_the_full_network_and_the_drawn_subnetworks_on_ground_truth(coco):
     options = ['--gradaug', 3, '--gradaug-min-width', 0.5, '--gradaug-sizes', 64, 48, 32]
-    task, detector = make_task(coco, *options, dtype=torch.float32)
+    task, _ = make_task(coco, *options, dtype=torch.float32)
     images, targets = make_batch(coco, dtype=torch.float32)
     seen = []
     for num_updates in range(4):
@@ -188,7 +188,7 @@ def test_full_network_uses_running_statistics(coco, task):
 def test_without_gradaug_there_is_the_full_network_alone(coco):
     task, _ = make_task(coco, '--detector', 'faster', dtype=torch.float32)
     images, targets = make_batch(coco, masks=False, dtype=torch.float32)
-    [(name, term)] = task.loss_terms(images, targets)
+    [(_, term)] = task.loss_terms(images, targets)
     assert term().keys() - {'loss'} == LOSSES - {'loss_mask'}
 
 
