@@ -130,9 +130,12 @@ def test_gradients_of_a_subnetwork_equal_those_of_a_hand_sliced_one(coco):
 
 def test_terms_are_the_full_network_and_the_drawn_subnetworks_on_ground_truth(coco):
     options = ['--gradaug', 3, '--gradaug-min-width', 0.5, '--gradaug-sizes', 64, 48, 32]
-    task, _ = make_task(coco, *options, dtype=torch.float32)
+    task, detector = make_task(coco, *options, '--gradaug-weight', 2.0, dtype=torch.float32)
     images, targets = make_batch(coco, dtype=torch.float32)
-    seen = []
+    seen, heights, stems = [], [], []
+    detector.rpn.register_forward_pre_hook(lambda module, given: heights.append(given[0].image_sizes[0][0]))
+    stem = task.methods[0].subnet.module.body.conv1
+    stem[0].register_forward_hook(lambda module, given, output: stems.append(output.shape[1]))
     for num_updates in range(4):
         task.begin_update(num_updates)
         (_, full), *subnets = task.loss_terms(images, targets)
@@ -142,12 +145,26 @@ def test_terms_are_the_full_network_and_the_drawn_subnetworks_on_ground_truth(co
         for result, (width, size) in zip(results, seen):
             assert (result['width'], result['size']) == (width, size)
             assert result['loss'].isfinite() and result['loss'].requires_grad
+    assert heights == [size for _, size in seen[:3]]
+    full_stem = detector.backbone.body.conv1[0].out_channels
+    assert stems[2] == max(8, full_stem // 2) and stems == sorted(stems, reverse=True)
     widths, sizes = zip(*seen)
     assert widths[2::3] == (0.5,) * 4 and min(widths) == 0.5 and max(widths) < 1
     assert set(sizes) == {64, 48, 32}
     result = full()
     assert result.keys() > LOSSES
     assert result['loss'].item() == pytest.approx(sum(result[name].item() for name in LOSSES))
+
+
+def test_weight_scales_the_loss_of_a_subnetwork(coco, task):
+    task, _ = task
+    images, targets = make_batch(coco)
+    losses = []
+    for weight in (0.25, 1.0):
+        task.methods[0].weight = weight
+        task.begin_update(0)
+        losses.append(dict(task.loss_terms(images, targets))['sub1']()['loss'].item())
+    assert losses[0] == pytest.approx(losses[1] / 4)
 
 
 def test_full_network_keeps_its_statistics_while_affine_parameters_train(coco):

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from regaug.detection import __main__ as script
 from regaug.detection import evaluate
 from regaug.detection.__main__ import DetectionRun
-from regaug.detection.data import Detections, Split
+from regaug.detection.data import Detections, Split, TrainBatches
 from regaug.detection.evaluate import average_precision, save_picture
 from regaug.errors import OptionError
 from regaug.training.interrupt import StopRequest
@@ -66,7 +66,8 @@ def test_a_run_notes_every_loss_and_saves_checkpoints_that_fit_torchvision(whole
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(whole, coco, tmp_path, without_pycocotools, monkeypatch):
-    build_schedule = DetectionRun.build_schedule
+    build_schedule, set_epoch, epochs = DetectionRun.build_schedule, TrainBatches.set_epoch, []
+    monkeypatch.setattr(TrainBatches, 'set_epoch', lambda self, epoch: epochs.append(epoch) or set_epoch(self, epoch))
 
     def stop_after_one(run):
         build_schedule(run)
@@ -78,6 +79,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(whole, coco, tmp_
     torch.rand(7)  # what the process drew before is no part of it
     folder = run_detection(coco, tmp_path, '--gradaug', 1, '--resume', 'auto')
     assert_same_training(folder, whole)
+    assert epochs == [0, 1]  # by which images are ordered and flipped
 
 
 def test_a_signal_ends_the_run_with_a_recovery_checkpoint(coco, tmp_path, without_pycocotools, monkeypatch, caplog):
