@@ -15,7 +15,7 @@ ALLOWED = {
     'methods': {'augment', 'slimmable', 'data'},
     'validation': {'data', 'slimmable', 'evaluators'},
     'evaluators': {'augment'},
-    'detection': {'slimmable', 'training'},
+    'detection': {'slimmable', 'training', 'methods.gradaug', 'methods.subnetworks', 'data.workers'},
     'augment': set(),
     'data': set(),
     'models': set(),
@@ -24,6 +24,8 @@ ALLOWED = {
 }
 # What single files need: rows of options and their text; for `--risk` the options and phases of a run.
 HELPERS = {
+    ('detection', 'options'),
+    ('detection.model', 'options.parser'),
     ('training.run', 'options'),
     ('validation.bulk', 'options.parser'),
     ('evaluators.corrupt', 'options.parser'),
@@ -90,11 +92,15 @@ def test_what_would_be_a_wrong_direction_is_found():
     assert is_allowed('training.run', 'methods.create_methods')
     assert is_allowed('training.model', 'slimmable.shapes.shape_error')
     assert is_allowed('slimmable.plan', 'errors.OptionError')
+    assert is_allowed('detection.model', 'methods.gradaug.GradAug')
     for importer, imported in (
         ('training.run', 'methods_of_others.gradaug'),
         ('training.engine', 'slimmable.Twin'),
         ('methods.gradaug', 'training.phases.phase_at'),
         ('data.loaders', 'training.phases'),
+        ('training.engine', 'detection.model'),
+        ('detection.model', 'methods.uada'),
+        ('detection.data', 'options.parser'),
         ('slimmable.plan', 'methods.gradaug'),
         ('options.parser', 'data.loaders'),
         ('files', 'training.checkpoints'),

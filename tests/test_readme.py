@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from regaug.detection import detection_parser
+from regaug.detection import parse as parse_detection
 from regaug.options import parse_train, parse_validate, train_parser, validate_parser
 from tests.conftest import process_environment
 from tests.helpers.commands import ROOT, commands, our_commands, script_of, shell_blocks, with_existing_files
@@ -52,7 +54,7 @@ def test_all_commands_parse(image_folder, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             if 'torchrun' in launcher:
                 patch.setenv('WORLD_SIZE', '8')
-            parse = parse_train if script == 'train.py' else parse_validate
+            parse = {'train.py': parse_train, 'validate.py': parse_validate}.get(script, parse_detection)
             args = parse(with_existing_files(arguments, image_folder, tmp_path / 'file.pth'))
             assert args.data_dir == (None if args.dataset == 'regaug/digits' else str(image_folder))
     assert len(found) >= 8
@@ -66,7 +68,7 @@ def test_launchers_are_python_or_torchrun_with_options_of_theirs():
             assert parsed.training_script == script
             assert parsed.training_script_args == arguments
         else:
-            assert re.fullmatch(r'(.*/)?python3?', words[-1]), words
+            assert re.fullmatch(r'(.*/)?python3?( -m)?', ' '.join(words)), words
 
 
 def test_commands_of_one_recipe_have_one_batch_whatever_the_number_of_processes(image_folder, monkeypatch):
@@ -194,7 +196,7 @@ def mentioned_options():
 
 
 def test_every_option_of_the_text_exists():
-    known = flags(train_parser()) | flags(validate_parser())
+    known = flags(train_parser()) | flags(validate_parser()) | flags(detection_parser())
     mentioned = mentioned_options()
     # A name that ends in a dash stands for all that begin so.
     unknown = {
@@ -209,7 +211,7 @@ def test_every_option_of_the_text_exists():
 def test_every_option_of_our_own_is_explained():
     timms = json.loads((ROOT / 'tests/data/cli.json').read_text())
     own = set()
-    for script, parser in (('train', train_parser()), ('validate', validate_parser())):
+    for script, parser in (('train', train_parser()), ('validate', validate_parser()), ('train', detection_parser())):
         own |= flags(parser) - {flag for option in timms[script] for flag in option['flags']}
     assert {flag for flag in own if len(flag) > 2} - {'--help', '--config'} - set(OPTION.findall(text())) == set()
 

@@ -15,8 +15,8 @@ _logger = logging.getLogger('train')
 _PREFIXES = ('module.', '_orig_mod.', 'model.', 'backbone.', 'encoder.')  # that wrappers put before a model's names
 
 
-def load_initial(model: nn.Module, path: str):
-    """Load the weights of `--initial-checkpoint`.
+def load_initial(model: nn.Module, path: str, option: str = '--initial-checkpoint'):
+    """Load the weights that training starts from.
 
     Those of a classifier for another number of classes, and what a file holds beside a model, are left out, with one
     line in the log.
@@ -25,21 +25,19 @@ def load_initial(model: nn.Module, path: str):
         OptionError: The file is missing, truncated or foreign, or more than the classifier does not fit.
     """
     if Path(path).suffix.lower() in NUMPY:
-        load_weights(model, path, use_ema=True, option='--initial-checkpoint')
+        load_weights(model, path, use_ema=True, option=option)
         return
-    where, found = find_weights(read_weights(path, '--initial-checkpoint'), model)
+    where, found = find_weights(read_weights(path, option), model)
     expected = model.state_dict()
     classifier = classifier_names(model)
     starts_anew = [name for name in classifier if name not in found or found[name].shape != expected[name].shape]
-    check_weights({**found, **{name: expected[name] for name in starts_anew}}, model, '--initial-checkpoint', path)
+    check_weights({**found, **{name: expected[name] for name in starts_anew}}, model, option, path)
     if starts_anew:
         found = {**found, **{name: expected[name] for name in classifier}}
     model.load_state_dict(found)
     notes = [f'found as {where}'] if where else []
     notes += [f'the classifier ({", ".join(classifier)}) starts anew'] if starts_anew else []
-    _logger.info(
-        f'--initial-checkpoint {path}: {len(found) - len(starts_anew)} tensors loaded{"; ".join(["", *notes])}.'
-    )
+    _logger.info(f'{option} {path}: {len(found) - len(starts_anew)} tensors loaded{"; ".join(["", *notes])}.')
 
 
 def find_weights(checkpoint: Mapping[str, Any], model: nn.Module) -> tuple[str, dict[str, torch.Tensor]]:

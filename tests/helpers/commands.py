@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SCRIPTS = ('train.py', 'validate.py')
+SCRIPTS = ('train.py', 'validate.py', 'regaug.detection')
 FENCE = re.compile(r'^ *```(\w*)[^\n]*\n(.*?)^ *```', re.MULTILINE | re.DOTALL)
 OPERATORS = set('&|;()<>')
 # Options whose value is a file that only the reader has.
@@ -41,7 +41,7 @@ def script_of(words):
 
 
 def our_commands(blocks):
-    """(script, words before its name, its arguments) of every run of train.py or validate.py."""
+    """(script, words before its name, its arguments) of every run of one of our scripts."""
     found = []
     for block in blocks:
         for words in commands(block):

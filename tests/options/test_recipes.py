@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from regaug.detection import parse as parse_detection
 from regaug.options import parse_train
 from tests.helpers.commands import ROOT, commands, our_commands, with_existing_files
 
@@ -14,6 +15,12 @@ BASES = sorted((FOLDER / 'base').glob('*.yaml'))
 RECIPES = sorted(path for path in FOLDER.rglob('*.yaml') if path not in BASES)
 FIELD = re.compile(r'^# (\w+):? {1,}(\S.*)$')
 by_recipe = pytest.mark.parametrize('recipe', RECIPES, ids=[str(path.relative_to(FOLDER)) for path in RECIPES])
+
+
+def parse_for(recipe):
+    """What parses the options of a recipe, and the name of its program."""
+    detects = recipe.parent.name == 'detection'
+    return (parse_detection, 'regaug.detection') if detects else (parse_train, 'train.py')
 
 
 def read_values(path):
@@ -43,7 +50,7 @@ def test_there_are_recipes_and_no_other_configurations():
     assert 'digits.yaml' in [path.name for path in RECIPES]
     assert list(FOLDER.rglob('*.yml')) == []
     folders = {str(path.parent.relative_to(FOLDER)) for path in RECIPES}
-    assert folders == {'.', 'gradaug', 'maxup', 'refinement', 'uada'}
+    assert folders == {'.', 'detection', 'gradaug', 'maxup', 'refinement', 'uada'}
 
 
 def test_every_base_has_recipes_and_no_base_itself():
@@ -59,7 +66,7 @@ def test_recipe_is_a_valid_configuration(recipe, image_folder, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '8')  # some need several processes
     values = read_values(recipe)
     folder = [] if values.get('dataset') == 'regaug/digits' else ['--data-dir', str(image_folder)]
-    args = parse_train(['-c', str(recipe), '--device', 'cpu', *folder])
+    args = parse_for(recipe)[0](['-c', str(recipe), '--device', 'cpu', *folder])
     for name, value in values.items():
         if name not in ('device', 'data_dir'):
             assert getattr(args, name) == (float(value) if isinstance(getattr(args, name), float) else value), name
@@ -86,13 +93,15 @@ def test_header_has_the_command_that_runs_this_very_file(recipe, image_folder, t
     command = read_header(recipe)['command']
     assert len(commands(command)) == 1
     [(script, launcher, arguments)] = our_commands([command])
-    assert script == 'train.py'
+    parse, program = parse_for(recipe)
+    assert script == program
     assert launcher[0] in ('python', 'torchrun')
     if launcher[0] == 'torchrun':
         monkeypatch.setenv('WORLD_SIZE', '8')
     assert arguments[arguments.index('-c') + 1] == str(recipe.relative_to(ROOT))
-    args = parse_train(with_existing_files(arguments, image_folder, tmp_path / 'file.pth'))
-    assert args.model == read_values(recipe)['model']
+    args = parse(with_existing_files(arguments, image_folder, tmp_path / 'file.pth'))
+    values = read_values(recipe)
+    assert args.model == values.get('model', values.get('backbone'))
 
 
 @by_recipe
