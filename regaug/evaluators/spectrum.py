@@ -47,7 +47,7 @@ class Moments:
         weighted = features * weight.to(features.dtype)[:, None]
         self.count += weight.sum()
         self.sum += weighted.sum(0)
-        self.products += weighted.T @ features
+        self.products.addmm_(weighted.T, features)
 
     def singular_values(self, distributed: bool) -> tuple[int, np.ndarray]:
         """Number of images, and singular values of the centred scatter matrix, the largest first: [D].
