@@ -9,7 +9,7 @@ from regaug.detection.model import DetectionTask
 from regaug.training.engine import Engine
 from regaug.training.interrupt import StopRequest
 from regaug.training.updates import Updater
-from tests.helpers.detection import MAPS, make_batch, make_detector
+from tests.helpers.detection import MAPS, detection_argv, make_batch, make_detector
 from tests.helpers.ranks import RANKS, run_on_ranks
 from tests.helpers.training import (
     CPU,
@@ -18,6 +18,7 @@ from tests.helpers.training import (
     assert_close,
     assert_equal,
     gradients_at_updates,
+    read_summary,
     sum_of,
 )
 
@@ -34,7 +35,6 @@ def train_case(folder, rank, world_size, part):
     args.rank, args.world_size, args.distributed = rank, world_size, world_size > 1
     for index, parameter in enumerate(detector.parameters()):
         nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(index))
-    gradaug.make_subnet = make_subnet_for(gradaug.make_subnet, in_place=world_size == 1)
     task = DetectionTask(detector, nn.Identity(), verbose=False)
     task.rank = rank
     task.use([gradaug])
@@ -48,15 +48,6 @@ def train_case(folder, rank, world_size, part):
     torch.manual_seed(100 + rank)
     metrics = engine.train_one_epoch(0, [(images[part], targets[part])])
     return seen[0], [metrics['sub1_width'], metrics['sub1_size'], metrics['sub2_size']]
-
-
-def make_subnet_for(make_subnet, in_place):
-    def make(detector):
-        subnet = make_subnet(detector)
-        subnet.in_place = in_place
-        return subnet
-
-    return make
 
 
 def train_rank(folder, rank, world_size):
@@ -75,3 +66,22 @@ def test_gradients_of_two_ranks_are_the_mean_of_those_of_one_process(coco, tmp_p
     assert_equal(results[0][0], results[1][0])
     assert alone[0][1] == alone[1][1]
     assert all(value.abs().max() > 0 for value in mean.values())
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_measures_as_one_process_does(start, coco, tmp_path):
+    pytest.importorskip('pycocotools')
+    options = ['--detector', 'faster', '--epochs', 12, '--clip-grad', 1.0, '--lr', 0.005]
+    options += ['--gradaug', 1, '--size', 128, '--gradaug-sizes', 128, 96]
+    places = ['--output', tmp_path, '--experiment', 'run', '--val-interval', 12]
+    argv = detection_argv(coco, *options, *places)
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', RANKS]
+    status, output = start(*launcher, '-m', 'regaug.detection', *argv, '--batch-size', 1).finish()
+    assert status == 0, output
+    [row] = read_summary(tmp_path / 'run')
+    measured = float(row['eval_box_ap50'])
+    assert measured > 1  # something is found
+    status, output = start('-m', 'regaug.detection', *argv, '--resume', 'auto').finish()
+    assert status == 0, output
+    assert 'Nothing is left to train: 12 of 12 epochs are done.' in output
+    assert f'Box ap50: {measured:.2f}' in output
