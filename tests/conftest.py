@@ -33,12 +33,15 @@ def fixed_seed():
 
 @pytest.fixture(autouse=True)
 def log_levels():
-    """A program that ran in this process, such as a benchmark, may have silenced the log for itself alone."""
+    """A program that ran in this process may have silenced the log, or sent it to what pytest closes afterwards."""
     loggers = [logging.getLogger(name) for name in (None, 'train')]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+    for handler in logging.getLogger().handlers[:]:
+        if type(handler) is logging.StreamHandler:  # pytest's own ones are of classes derived from it
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is slow is left out
