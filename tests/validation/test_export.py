@@ -44,6 +44,7 @@ def load_elsewhere(tmp_path_factory):
     return load_elsewhere
 
 
+@pytest.mark.filterwarnings('ignore:The given buffer is not writable')  # PyTorch 2.9, by its own reader
 def test_every_width_runs_elsewhere_and_gives_the_calibrated_networks_logits(
     run, model, images, folder, checkpoint, tmp_path, load_elsewhere
 ):
