@@ -168,9 +168,9 @@ def test_weight_scales_the_loss_of_a_subnetwork(coco, task):
 
 
 def test_full_network_keeps_its_statistics_while_affine_parameters_train(coco):
-    task, detector = make_task(coco, '--gradaug', 1)
+    task, detector = make_task(coco, '--gradaug', 1, '--gradaug-sizes', 32, dtype=torch.float32)
     make_generic(detector.backbone.body)
-    images, targets = make_batch(coco)
+    images, targets = make_batch(coco, dtype=torch.float32)
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
     norms = batch_norms(detector)
     for norm in norms:  # statistics with which a full network on batch statistics would be another one

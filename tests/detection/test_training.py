@@ -95,11 +95,15 @@ def test_a_signal_ends_the_run_with_a_recovery_checkpoint(coco, tmp_path, withou
         monkeypatch.setattr(StopRequest, 'agree', stop)
         return run_epoch(run, epoch)
 
-    monkeypatch.setattr(script, 'run_epoch', signalled)
-    folder = run_detection(coco, tmp_path, '--detector', 'faster', status=128 + signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(script, 'run_epoch', signalled)
+        folder = run_detection(coco, tmp_path, '--detector', 'faster', status=128 + signal.SIGTERM)
     [path] = folder.glob('recovery-0-1.pth.tar')
     assert f'--experiment run --resume {path}' in caplog.text
     assert not (folder / '.lock').exists()
+    monkeypatch.setattr(StopRequest, 'agree', agree)
+    run_detection(coco, tmp_path, '--detector', 'faster', '--resume', 'auto')
+    assert [row['epoch'] for row in read_summary(folder)] == ['0', '1']
 
 
 def test_a_diverging_run_ends_with_one_line(coco, tmp_path, without_pycocotools):
@@ -109,7 +113,7 @@ def test_a_diverging_run_ends_with_one_line(coco, tmp_path, without_pycocotools)
 
 
 def test_a_dry_run_tries_everything_and_writes_nothing_but_pictures(coco, tmp_path, without_pycocotools, caplog):
-    options = ['--dry-run', '--save-images', '--gradaug', 1, '--size', 48]
+    options = ['--dry-run', '--save-images', '--gradaug', 1, '--size', 48, '--workers', 1]
     with caplog.at_level(logging.INFO):
         run_detection(coco, tmp_path, *options)
     assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['epoch-0.png']
