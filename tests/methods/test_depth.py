@@ -115,6 +115,7 @@ def by_hand(model, input, kept):
     return model.forward_head(features)
 
 
+@pytest.mark.slow
 def test_a_depth_subnetwork_by_batch_drops_whole_branches_and_rescales_none():
     """Outputs and gradients are those of the blocks run by hand; every combination comes up."""
     task = depth_task('--gradaug-depth-mode', 'batch')

@@ -55,6 +55,7 @@ def assert_metrics_make_sense(row, passes=3):
         pytest.param(['--torchcompile', 'eager'], 0, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.few(1)
 def test_timms_options_of_execution_change_no_choice(options, tolerance, train):
     """One small update: the metrics of the choice are those without the option, up to rounding."""
     common = [*MAXUP, '--lr', 1e-6, '--model', 'test_efficientnet', '--drop', 0.2, '--drop-path', 0.2]

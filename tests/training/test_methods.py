@@ -96,6 +96,7 @@ def test_it_trains_and_its_log_is_complete(name, runs):
 
 
 @every_case
+@pytest.mark.few(7)
 def test_it_resumes_exactly_at_every_phase_boundary(name, runs):
     words = CASES[name].words
     whole, _ = runs(*words)

@@ -52,6 +52,7 @@ def test_accuracy_equals_a_plain_loop(run, model, images, checkpoint):
         '--model-dtype float32',
     ],
 )
+@pytest.mark.few(4)
 def test_how_it_is_computed_does_not_change_the_row(run, checkpoint, options):
     assert run('--checkpoint', checkpoint, *options.split()) == run('--checkpoint', checkpoint)
 
