@@ -111,6 +111,7 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     warn_without_effect(args, GROUPS, given)
     # What train.py's parts look for: the name of experiments and checkpoints, and of the schedule.
     args.model, args.sched, args.warmup_epochs = args.backbone, 'multistep', 0
+    args.dist_bn = ''  # the statistics are frozen
     return args
 
 

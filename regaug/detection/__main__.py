@@ -1,6 +1,6 @@
 """Train a detector of torchvision on a backbone of timm, plain or with GradAug.
 
-python -m regaug.detection --data-dir /data/coco -c regaug/recipes/detection/mask_rcnn_resnet50_gradaug.yaml
+python -m regaug.detection --data-dir /data/coco -c regaug/recipes/detection/mask_rcnn_coco_gradaug.yaml
 """
 
 import logging
@@ -10,12 +10,9 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.scheduler import MultiStepLRScheduler
-from timm.utils import random_seed
 from torch import nn
 
 from regaug import cli
@@ -23,19 +20,13 @@ from regaug.detection import as_config, parse
 from regaug.detection.data import Detections, Split, TrainBatches
 from regaug.detection.evaluate import SHOWN, average_precision, can_measure, over_ranks, predict, save_picture
 from regaug.detection.model import DetectionTask, create_detector, create_gradaug
-from regaug.device import Precision, prepare_device
 from regaug.errors import OptionError
-from regaug.seeds import reseed_epoch
 from regaug.training.dry_run import dry_run
-from regaug.training.engine import mean_lr, updates_per_epoch
-from regaug.training.folder import check_writable
-from regaug.training.interrupt import Diverged, Interrupted
+from regaug.training.engine import updates_per_epoch
+from regaug.training.loop import train
 from regaug.training.model import resolve_learning_rate
-from regaug.training.phases import phase_at
-from regaug.training.report import is_evaluated, label
-from regaug.training.resume import find_newest
+from regaug.training.report import label
 from regaug.training.run import Run
-from regaug.training.summary import epoch_row
 from regaug.training.updates import Updater
 
 _logger = logging.getLogger('train')
@@ -53,17 +44,6 @@ class DetectionRun(Run):
     @property
     def output(self) -> str:
         return self.args.output or './output/detection'
-
-    def prepare(self):
-        args = self.args
-        if not args.dry_run:
-            check_writable(self.output, args.experiment)
-        self.device = prepare_device(args)
-        self.primary = args.rank == 0
-        if not self.primary:
-            logging.getLogger().setLevel(logging.WARNING)
-        self.precision = Precision(args, self.device)
-        random_seed(args.seed, args.rank)
 
     def build_model(self):
         """Data, which tells the number of classes, then the detector."""
@@ -134,10 +114,15 @@ class DetectionRun(Run):
 
     def build_engine(self):
         super().build_engine()
-        self.report.output_dir = None  # training batches are no grids of images
+        self.report.output_dir = self.report.pictures = None  # training batches are no grids of images
 
-    def create_pictures(self):
-        return None
+    @property
+    def reseeds(self) -> bool:
+        return True  # so a resumed run is the same
+
+    def command_to_go_on(self, checkpoint: str | None) -> str:
+        rest = f'--resume {checkpoint}' if checkpoint else '--overwrite'
+        return f'the same command and --experiment {self.experiment} {rest}'
 
     def evaluate(self, epoch: int, limit: int | None = None) -> dict[str, float] | None:
         """Average precision of the detector, and the picture of `--save-images`.
@@ -195,67 +180,6 @@ def try_out(run: DetectionRun) -> int:
     if run.primary and run.report.eval_seconds.count:
         _logger.info(f'Dry run: up to {count} images evaluated in {run.report.eval_seconds.val:.1f} s')
     return dry_run(run)
-
-
-def train(run: DetectionRun) -> int:
-    """Run the epochs that remain; on a signal stop after the running update with a recovery checkpoint.
-
-    Returns:
-        Exit status: 0, or 128 and the signal's number.
-    """
-    results, epoch = [], run.start_epoch
-    try:
-        for epoch in range(run.start_epoch, run.num_epochs):
-            if run.stop.agree()[0]:
-                raise Interrupted(0)
-            results += run_epoch(run, epoch)
-    except Interrupted as interrupted:
-        return save_interrupted(run, epoch, interrupted.update_idx)
-    except Diverged as diverged:
-        good = find_newest(run.folder, finished_only=False)
-        raise OptionError(f'Epoch {epoch}: {diverged} The last good checkpoint is {good or "none"}.') from diverged
-    finally:
-        if run.wandb_log is not None:
-            run.wandb_log.finish()
-    if run.args.distributed:
-        dist.destroy_process_group()
-    if run.primary and results:
-        run.report.on_end(results, metric=run.args.eval_metric, best=run.best)
-    return 0
-
-
-def run_epoch(run: DetectionRun, epoch: int) -> list[dict[str, Any]]:
-    """Train, evaluate, note and save one epoch; every generator is seeded by it, so that a resumed run is the same."""
-    args = run.args
-    phase = phase_at(epoch, args)
-    run.start_phase(phase)
-    reseed_epoch(args.seed, epoch, args.rank)
-    run.train_data.set_epoch(epoch)
-    metrics = run.engine.train_one_epoch(epoch, run.train_data)
-    if not is_evaluated(args, epoch, run.num_epochs):
-        return []
-    measured = run.evaluate(epoch)
-    if not run.primary:
-        return []
-    row = epoch_row(epoch, metrics, measured, mean_lr(run.optimizer), phase.name)
-    run.summary.add(row)
-    run.saver.save_checkpoint(epoch, metric=(measured or metrics)[args.eval_metric])
-    run.report.on_epoch(row, metric=args.eval_metric, best=run.best)
-    return [{'epoch': epoch, 'train': metrics, **({'validation': measured} if measured else {})}]
-
-
-def save_interrupted(run: DetectionRun, epoch: int, update_idx: int) -> int:
-    """Write a recovery checkpoint and say how to go on."""
-    if run.primary:
-        path = run.saver.save_recovery(epoch, update_idx)
-        if path is None or run.args.exact_resume:
-            path = find_newest(run.folder, finished_only=run.args.exact_resume)
-        options = f'--experiment {run.experiment} {f"--resume {path}" if path else "--overwrite"}'
-        _logger.warning(f'Stopped in epoch {epoch}, which will be repeated. Go on with the same command and {options}')
-    if run.args.distributed:
-        dist.barrier()
-        dist.destroy_process_group()
-    return 128 + (run.stop.signum or 0)
 
 
 if __name__ == '__main__':

@@ -144,9 +144,7 @@ class DetectorGradAug(GradAug):
     They use the statistics of the batch in batch-norm; the full network keeps its running ones.
     """
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        self._inside_ddp = True
-        return SubnetSwitch(network, self.subnet)
+    switch = SubnetSwitch
 
     def loss_terms(self, terms: Any, input: Any, target: Any, context: Any) -> list:
         self.subnet.clear()

@@ -65,6 +65,7 @@ class GradAug(Method):
     """
 
     name = 'gradaug'
+    switch = SubnetSwitch  # what DDP wraps
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class GradAug(Method):
 
     def wrap(self, network: nn.Module):
         self._inside_ddp = True
-        return SubnetSwitch(network, self.subnet)
+        return self.switch(network, self.subnet)
 
     def train(self, mode: bool):
         if self.subnet is not None:

@@ -14,7 +14,7 @@ For each batch:
 import functools
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,33 +22,15 @@ import torch
 from timm.data.loader import adapt_to_chs
 from torch import nn
 
-from regaug.augment.mix import onto
-from regaug.augment.operators import NUM_LEVELS, OPERATORS
 from regaug.augment.parameters import BASE, Augmentation, Parameters
 from regaug.errors import OptionError
 from regaug.methods import Metrics, Pictures
+from regaug.methods.candidates import Candidates
 from regaug.methods.scoring import SHOWN, Selection, Selector, select, without_nan
 from regaug.methods.scouts import comparison, create_scorers, is_compared, scouting
 from regaug.seeds import derived_seed
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What a batch may train on, by name: `BASE`, then the groups; each has moved in the candidate of its name.
-
-    Attributes:
-        params: how the candidates are augmented.
-        images: normalised, [B, C, H, W] each.
-        losses: [B] each.
-        passes: scoring passes that it took.
-    """
-
-    params: dict[str, Parameters]
-    images: dict[str, torch.Tensor]
-    losses: dict[str, torch.Tensor]
-    passes: int
 
 
 class UADA(Selector):
@@ -117,8 +99,8 @@ class UADA(Selector):
             images = select(index == number, moved, images)
         if self.keep_pictures:
             pairs = torch.stack([candidates.images[BASE][: SHOWN // 2], images[: SHOWN // 2]], dim=1)
-            self._shown = pairs, candidates.losses, index
-        metrics = self.metrics(candidates, index, steps.get('policy'))
+            self._shown = pairs, candidates, index
+        metrics = candidates.metrics(index, steps.get('policy'))
         if self.exact is not None and is_compared(key):
             torch.clear_autocast_cache()  # of weights in the dtype of the passes so far
             exact = move(input, target, base, steps, self.exact)
@@ -192,7 +174,7 @@ class UADA(Selector):
 
     def choose(self, candidates: Candidates) -> torch.Tensor:
         """Number of the candidate that each sample trains on, int64 [B]; of equal ones the first, NaN last."""
-        losses = torch.stack(list(candidates.losses.values()))
+        losses = candidates.table
         return without_nan(-losses if self.step == 'descend' else losses).argmax(dim=0)
 
     def compare(
@@ -205,8 +187,7 @@ class UADA(Selector):
             exact: candidates by exact scores; the baseline is the loss of the base.
             rescored: exact losses of the choice, [B], which count where the exact candidates have no such image.
         """
-        best = self.choose(exact)
-        losses = torch.stack(list(exact.losses.values()))
+        best, losses = self.choose(exact), exact.table
         known = torch.zeros_like(index, dtype=torch.bool)
         for number, (group, params) in enumerate(candidates.params.items()):
             known |= (index == number) & (group == BASE or self.augmentation.same(params, exact.params[group], group))
@@ -217,45 +198,12 @@ class UADA(Selector):
         """The first samples as they were drawn and, each after that, as they are trained on, with their losses."""
         if self._shown is None:
             return []
-        pairs, losses, index = self._shown
-        values, names, captions = torch.stack(list(losses.values())).T.tolist(), list(losses), []
+        pairs, candidates, index = self._shown
+        values, names, captions = candidates.table.T.tolist(), list(candidates.losses), []
         for sample, number in enumerate(index[: len(pairs)].tolist()):
             before, after = values[sample][0], values[sample][number]
             captions += [f'loss {before:.2f}', f'{names[number]}: loss {after:.2f}' if number else 'as it was drawn']
         return [('uada', pairs.flatten(0, 1), captions)]
-
-    def metrics(self, candidates: Candidates, index: torch.Tensor, step: torch.Tensor | None) -> Metrics:
-        """What to log about the choice.
-
-        Args:
-            index: number of the candidate that each sample trains on, [B].
-            step: of the policy's probe, [B, 2], or None without policy.
-
-        Returns:
-            Passes, loss gained, fraction of the samples that train on a moved candidate, in all and by group; with a
-            policy also the distribution of the operators among those that moved it and of the levels trained with.
-        """
-        losses, device = torch.stack(list(candidates.losses.values())), index.device
-        names = list(candidates.params)
-        moved = (index == torch.arange(1, len(names), device=device)[:, None]).float().mean(dim=1)
-        metrics = {
-            'uada_passes': float(candidates.passes),
-            'uada_gain': (losses.gather(0, index[None])[0] - losses[0]).mean(),
-            'uada_moved': (index > 0).float().mean(),
-            **{f'uada_moved_{group}': value for group, value in zip(names[1:], moved, strict=True)},
-        }
-        if step is None:
-            return metrics
-        base, policy = candidates.params[BASE], candidates.params['policy']
-        chosen = (index == names.index('policy'))[:, None]
-        types = onto(device, base.types)
-        operators = torch.zeros(len(OPERATORS), device=device)
-        operators.scatter_add_(0, types.flatten(), (chosen & (step != 0)).flatten().float())
-        operators = operators / operators.sum().clamp(min=1)
-        levels = torch.where(chosen, policy.levels, base.levels)
-        levels = (levels[..., None] == torch.arange(NUM_LEVELS, device=device)).float().mean(dim=(0, 1))
-        metrics |= {f'uada_operator/{name}': value for name, value in zip(OPERATORS, operators, strict=True)}
-        return metrics | {f'uada_level/{level}': value for level, value in enumerate(levels)}
 
 
 def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> Selection | None:

@@ -14,11 +14,14 @@ class Cut:
     Args:
         tensor: any of that geometry.
         ranges: kept indices of each dimension that gets narrower.
+
+    Attributes:
+        whole: there is nothing to cut.
     """
 
     def __init__(self, tensor: torch.Tensor, ranges: Ranges):
         leading = {dim: parts[0][1] for dim, parts in ranges.items() if len(parts) == 1}
-        self._whole = not ranges
+        self.whole = not ranges
         self._size = [leading.get(dim, size) for dim, size in enumerate(tensor.shape)]
         self._stride = tensor.stride()
         self._indices = [
@@ -27,13 +30,8 @@ class Cut:
             if len(parts) > 1
         ]
 
-    @property
-    def whole(self) -> bool:
-        """There is nothing to cut."""
-        return self._whole
-
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._whole:
+        if self.whole:
             return tensor
         # One strided view for all leading ranges: its gradient is filled and copied once and has the parameter's memory
         # format; that of two narrows is filled twice and does not.

@@ -25,7 +25,8 @@ from regaug.training.checkpoints import Saver
 from regaug.training.criterion import create_criterion
 from regaug.training.engine import Engine, updates_per_epoch
 from regaug.training.folder import check_newest, check_unused, check_writable, clear, lock, unlock
-from regaug.training.interrupt import StopRequest
+from regaug.training.interrupt import StopRequest, command_to_go_on
+from regaug.training.loop import evaluate
 from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.pictures import create_pictures
@@ -93,7 +94,6 @@ class Run:
         if not args.dry_run:
             check_writable(self.output, args.experiment)
         self.device = prepare_device(args)
-        check_data(args)
         self.primary = args.rank == 0
         if not self.primary:
             logging.getLogger().setLevel(logging.WARNING)
@@ -102,6 +102,7 @@ class Run:
 
     def build_model(self):
         args = self.args
+        check_data(args)
         model = build_model(args)
         data_config = resolve_data_config(vars(args), model=model, verbose=self.primary)
         self.data_config = fit_channels(data_config, input_channels(args))
@@ -285,6 +286,19 @@ class Run:
             scheduler=self.scheduler,
             save_recovery=self.saver.save_recovery if self.saver and args.recovery_interval else None,
         )
+
+    @property
+    def reseeds(self) -> bool:
+        """Every generator is seeded by the epoch at its start."""
+        return self.args.exact_resume
+
+    def evaluate(self, epoch: int) -> dict[str, float] | None:
+        """Metrics on the evaluation data, of the moving average where there is one; None without such data."""
+        return evaluate(self)
+
+    def command_to_go_on(self, checkpoint: str | None) -> str:
+        """How to go on after an interruption, from a checkpoint if there is one."""
+        return command_to_go_on(self.experiment, checkpoint)
 
     def start_phase(self, phase: Any):
         """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""

@@ -16,6 +16,7 @@ from regaug.detection.__main__ import DetectionRun
 from regaug.detection.data import Detections, Split, TrainBatches
 from regaug.detection.evaluate import average_precision, save_picture
 from regaug.errors import OptionError
+from regaug.training import loop
 from regaug.training.interrupt import StopRequest
 from tests.helpers.detection import annotation, detection_args, detection_argv, run_detection
 from tests.helpers.training import assert_same_training, read_checkpoint, read_summary
@@ -89,14 +90,14 @@ def test_a_signal_ends_the_run_with_a_recovery_checkpoint(coco, tmp_path, withou
         request.signum = signal.SIGTERM
         return agree(request, bad)
 
-    run_epoch = script.run_epoch
+    run_epoch = loop.run_epoch
 
     def signalled(run, epoch):
         monkeypatch.setattr(StopRequest, 'agree', stop)
         return run_epoch(run, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, 'run_epoch', signalled)
+        patch.setattr(loop, 'run_epoch', signalled)
         folder = run_detection(coco, tmp_path, '--detector', 'faster', status=128 + signal.SIGTERM)
     [path] = folder.glob('recovery-0-1.pth.tar')
     assert f'--experiment run --resume {path}' in caplog.text
@@ -108,7 +109,7 @@ def test_a_signal_ends_the_run_with_a_recovery_checkpoint(coco, tmp_path, withou
 
 def test_a_diverging_run_ends_with_one_line(coco, tmp_path, without_pycocotools):
     options = ['--detector', 'faster', '--lr', 1e30, '--warmup-updates', 0, '--max-bad-updates', 1]
-    with pytest.raises(OptionError, match=r'^Epoch 0: loss .* was not finite .* last good checkpoint is none'):
+    with pytest.raises(OptionError, match=r'^Epoch 0: loss .* was not finite .* There is no good checkpoint'):
         run_detection(coco, tmp_path, *options)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 
+import numpy as np
+import pytest
 import torch
 
 from tests.helpers.training import CLASSES, selector_of
@@ -40,3 +42,19 @@ def rows_of(candidates, numbers):
     return [
         torch.stack([candidates[number][part][row] for row, number in enumerate(numbers.tolist())]) for part in (0, 1)
     ]
+
+
+METRICS = [
+    *('train_maxup_passes', 'train_maxup_chosen_loss', 'train_maxup_mean_loss'),
+    *('train_maxup_share1', 'train_maxup_share2', 'train_maxup_share3', 'train_maxup_lambda'),
+]
+
+
+def assert_metrics_make_sense(row, passes=3):
+    """An epoch's metrics: the shares of the copies, a chosen loss above the mean, lambda between 0 and 1."""
+    values = {name: float(row[name]) for name in ('train_loss', *METRICS)}
+    assert all(np.isfinite(value) for value in values.values()), values
+    assert values['train_maxup_passes'] == passes
+    assert sum(values[f'train_maxup_share{number}'] for number in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    assert values['train_maxup_chosen_loss'] > values['train_maxup_mean_loss'] > 0
+    assert 0 < values['train_maxup_lambda'] <= 1

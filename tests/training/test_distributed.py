@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import train as train_script
+from regaug.training import loop
 from tests.helpers.ranks import RANKS, run_on_ranks, run_processes
 from tests.helpers.training import (
     CLASSES,
@@ -124,9 +125,9 @@ def test_every_image_weighs_the_same_where_naflex_batches_differ_in_size(results
 )
 def test_ranks_share_their_batch_norm_statistics_as_the_option_says(monkeypatch, distributed, option, expected):
     shared, model = [], make_model()
-    monkeypatch.setattr(train_script, 'distribute_bn', lambda *args: shared.append(args))
+    monkeypatch.setattr(loop, 'distribute_bn', lambda *args: shared.append(args))
     args = SimpleNamespace(distributed=distributed, dist_bn=option, world_size=2)
-    train_script.share_batch_norm(SimpleNamespace(args=args), model)
+    loop.share_batch_norm(args, model)
     assert shared == [(model, 2, reduce) for reduce in expected]
 
 
