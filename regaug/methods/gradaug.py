@@ -112,7 +112,7 @@ class GradAug(Method):
     def attach(self, task: nn.Module):
         """Build the sub-networks, and compile them under `--gradaug-compile`."""
         self.subnet = self.make_subnet(unwrap_model(task.get_trainable_module()))
-        if 'mask' in self.transforms and hasattr(self.subnet.module, 'patch_drop'):
+        if self.drops_tokens(self.subnet.module):
             prefix = self.subnet.module.num_prefix_tokens
             self.subnet.module.patch_drop = PatchDropout(self.mask_ratio, num_prefix_tokens=prefix)
             self.transforms = tuple(name for name in self.transforms if name != 'mask')
@@ -121,6 +121,10 @@ class GradAug(Method):
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
             self.subnet.module.compile(**self.compile_kwargs, dynamic=False)
             _logger.info(f'GradAug: --gradaug-compile draws widths from {self.width_choices} only, not uniformly.')
+
+    def drops_tokens(self, model: nn.Module) -> bool:
+        """Whether a sub-network of this model leaves out tokens instead of seeing masked patches."""
+        return 'mask' in self.transforms and hasattr(model, 'patch_drop')
 
     def wrap(self, network: nn.Module):
         self._inside_ddp = True
@@ -222,12 +226,13 @@ class GradAug(Method):
         """Logits of the sub-network that is set, through DDP where it has to know of them."""
         return network(input, use_subnet=True) if self._inside_ddp else self.subnet(input)
 
-    def expected_cost(self, share_of_flops: Any, height: int, samples: int = 256):
+    def expected_cost(self, share_of_flops: Any, height: int, *, share_of_tokens: float = 1.0, samples: int = 256):
         """Cost of an update relative to plain training, by FLOPs, averaged over the sizes and some updates' widths.
 
         Args:
             share_of_flops: function from a width to the share of FLOPs that its sub-network keeps.
             height: of the training images, in pixels.
+            share_of_tokens: that a sub-network sees.
         """
         resizes = 'scale' in self.transforms or 'crop' in self.transforms
         sizes = sizes_for(height, self.sizes) if resizes else [height]
@@ -235,7 +240,7 @@ class GradAug(Method):
         draws = [draw for num_updates in range(samples) for draw in self.draw(num_updates, height)]
         share_of_width = sum(share_of_flops(draw.width) for draw in draws) / samples
         share_of_rows = min(1.0, self.batch_share)
-        return 1 + share_of_width * share_of_pixels * share_of_rows / self.every
+        return 1 + share_of_width * share_of_pixels * share_of_rows * share_of_tokens / self.every
 
 
 def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
@@ -281,7 +286,8 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
     if args.rank == 0:
         for line in report.splitlines():
             _logger.info(f'GradAug: {line}')
-        cost = gradaug.expected_cost(share_of_flops, height)
+        share_of_tokens = 1 - args.gradaug_mask_ratio if gradaug.drops_tokens(model) else 1.0
+        cost = gradaug.expected_cost(share_of_flops, height, share_of_tokens=share_of_tokens)
         _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
     return gradaug
 

@@ -131,6 +131,14 @@ def test_gradaug_is_tried_and_its_plan_and_cost_are_told(dry_run, options):
     told(lines, r'estimated time')
 
 
+@pytest.mark.parametrize(('model', 'cost'), [('test_vit', '1.50'), ('test_resnet', '2.00')])
+def test_dropped_tokens_cost_nothing_and_masked_patches_what_the_image_costs(dry_run, model, cost):
+    masksub = ('--gradaug', 1, '--gradaug-min-width', 1, '--gradaug-transforms', 'mask', '--gradaug-mask-patch', 16)
+    kwargs = ('--model-kwargs', 'img_size=32') if model == 'test_vit' else ()
+    lines = dry_run('--model', model, *kwargs, *masksub)
+    assert any(f'GradAug: an update costs about {cost} times a plain one' in line for line in lines)
+
+
 def test_updates_that_diverge_are_one_line(dry_run):
     with pytest.raises(OptionError, match=r'^--dry-run, epoch 0: loss \(now nan\) .*--max-bad-updates 1'):
         dry_run('--lr', '1e20', '--max-bad-updates', 1)
