@@ -8,7 +8,7 @@ import torch
 
 from regaug.augment.operators import LEVELLESS, OPERATORS
 from regaug.augment.parameters import GROUPS
-from tests.helpers.augmentation import HEIGHT, MEAN, STD, WIDTH, augment, make_augmentation
+from tests.helpers.augmentation import HEIGHT, WIDTH, augment, make_augmentation
 from tests.helpers.training import assert_equal
 
 MANY = 20_000
@@ -100,19 +100,6 @@ def test_intensity_leaves_crop_and_flip():
     for drawn in (weak, strong):
         assert_uniform(drawn['offsets'], places)
         assert drawn['flips'].mean() == pytest.approx(0.5, abs=0.015)
-
-
-def test_samples_without_policy_and_cutout_stay_so_however_they_move(images):
-    augmentation = make_augmentation(['policy', 'cutout'], intensity=0.0)
-    rng = np.random.default_rng(1)
-    base = augmentation.draw(rng, images)
-    expected = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    for delta in (1, 3):
-        steps = augmentation.draw_steps(rng, base, delta)
-        for sign in (1, -1):
-            moved = [augmentation.move(base, group, sign * step) for group, step in steps.items()]
-            for result in augment(augmentation, images, base, *moved):
-                assert_equal(result, expected)
 
 
 def test_draws_are_those_of_the_generator_alone():

@@ -223,3 +223,16 @@ def test_images_are_cast_after_they_are_normalised_in_float32(dtype, images):
     for result, expected in zip(augment(make_augmentation(dtype=dtype), images, *candidates), plain, strict=True):
         assert result.dtype == dtype
         assert_equal(result, expected.to(dtype))
+
+
+def test_samples_without_policy_and_cutout_stay_so_however_they_move(images):
+    augmentation = make_augmentation(['policy', 'cutout'], intensity=0.0)
+    rng = np.random.default_rng(1)
+    base = augmentation.draw(rng, images)
+    expected = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    for delta in (1, 3):
+        steps = augmentation.draw_steps(rng, base, delta)
+        for sign in (1, -1):
+            moved = [augmentation.move(base, group, sign * step) for group, step in steps.items()]
+            for result in augment(augmentation, images, base, *moved):
+                assert_equal(result, expected)

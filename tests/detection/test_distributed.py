@@ -56,6 +56,7 @@ def train_rank(folder, rank, world_size):
         return train_case(folder, rank, world_size, slice(2 * rank, 2 * rank + 2))
 
 
+@pytest.mark.slow
 def test_gradients_of_two_ranks_are_the_mean_of_those_of_one_process(coco, tmp_path):
     results = [found[str(coco)] for found in run_on_ranks(tmp_path, train_rank, [str(coco)])]
     alone = [train_case(str(coco), rank, 1, slice(2 * rank, 2 * rank + 2)) for rank in range(RANKS)]

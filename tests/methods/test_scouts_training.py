@@ -109,7 +109,7 @@ def test_scouts_train_another_network_than_exact_scores(method, train):
 
 
 @by_method
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_it_resumes_exactly_with_comparisons_in_the_middle_of_epochs(method, train, monkeypatch):
     monkeypatch.setattr(scouts, 'COMPARED_EVERY', 3)
     options = (*METHODS[method], *COMMON, '--exact-resume', '--epochs', 3, '--score-size', 0.5)

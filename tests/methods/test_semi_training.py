@@ -45,7 +45,7 @@ def test_dry_run_tries_unlabelled_images(train, caplog):
 
 
 @pytest.mark.parametrize('off', [('--uratio', 0), ('--ulb-loss-ratio', 0)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_without_weight_or_images_it_is_gradaug_bit_for_bit(train, off):
     reference = train(*GRADAUG, experiment='gradaug')
     assert_same_training(train(*SEMI, *off, experiment='off'), reference)

@@ -276,6 +276,7 @@ def test_runs_resumed_in_every_phase_equal_the_uninterrupted_one(options, epochs
             }
 
 
+@pytest.mark.slow
 def test_two_runs_with_the_same_seed_are_the_same_and_with_another_one_are_not(train):
     runs = [train(*UADA_ALL, '--seed', seed, experiment=f'run{number}') for number, seed in enumerate((42, 42, 43))]
     assert_same_training(runs[1], runs[0])

@@ -38,7 +38,7 @@ MORE = ('mixed in the loop', 'MaxUp', 'MaxUp of views', 'GradAug', 'UADA', 'Mani
 @pytest.mark.parametrize(
     'name', [pytest.param(name, marks=[pytest.mark.slow] if name in MORE else []) for name in RUNS]
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_quadrants_are_learned_and_the_metrics_are_those_of_scikit_learn(train, factory, name):
     folder = train(*LABELS, '--epochs', 6, '--lr', 0.1, '--opt', 'momentum', *RUNS[name])
     row = read_summary(folder)[-1]

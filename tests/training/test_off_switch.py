@@ -128,6 +128,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
+@pytest.mark.few(2)
 def test_methods_off_is_a_plain_loop_over_timm(case, train, image_folder):
     settings, options = CASES[case]
     with warnings.catch_warnings():
