@@ -22,6 +22,7 @@ from tests.helpers.training import CLASSES, SIDE, TRAIN_PER_CLASS, VAL_PER_CLASS
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, SLOW_SECONDS = 900, 3600  # of a single test, which takes seconds unless the machine is very busy
 torch.set_num_threads(1)  # sums in another order are other numbers
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # the same for the programs that tests start
 
 
 @pytest.fixture(autouse=True)
