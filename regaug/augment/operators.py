@@ -4,6 +4,7 @@ Source: the operators of AutoAugment and RandAugment that Xu and Zhao use in "Un
 (arXiv 2207.06658); their meaning is that of Pillow on 8-bit images, so results lie on the grid k / 255.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,11 +92,33 @@ def group(table: Sequence[Operator]) -> tuple[dict[Callable[..., torch.Tensor] |
 _FAMILIES, _RANKS = group(TABLE)
 
 
-def magnitudes(name: str, levels: torch.Tensor, signs: torch.Tensor, ranges: str) -> torch.Tensor:
-    """Levels in the operator's own units.
+@functools.cache
+def _scales(
+    table: Sequence[Operator], ranges: str, device: torch.device
+) -> tuple[torch.Tensor, list[Callable[[torch.Tensor], torch.Tensor]]]:
+    """What all magnitudes are computed from in one go.
+
+    Returns:
+        (scales, roundings): start, slope of the magnitude, and for each rounding whether it applies, float64 [2 + r,
+        2, operators], for the signs -1 and +1; functions.
+    """
+    assert ranges in ('paper', 'timm'), ranges
+    chosen = [getattr(row, ranges) or Range(0, 0) for row in table]
+    # Rounded as numpy.linspace and timm round: a slope's last digit may decide about a pixel on the image's edge.
+    slopes = [scale.reach / (NUM_LEVELS - 1) if ranges == 'paper' else scale.reach for scale in chosen]
+    roundings = list(dict.fromkeys(scale.rounding for scale in chosen if scale.rounding))
+    starts = [scale.start for scale in chosen]
+    applies = [[scale.rounding is rounding for scale in chosen] for rounding in roundings]
+    down = [-slope if row.signed else slope for row, slope in zip(table, slopes, strict=True)]
+    scales = [[starts, down, *applies], [starts, slopes, *applies]]
+    return onto(device, torch.tensor(scales, dtype=torch.float64).transpose(0, 1).contiguous()), roundings
+
+
+def magnitudes(types: torch.Tensor, levels: torch.Tensor, signs: torch.Tensor, ranges: str) -> torch.Tensor:
+    """Levels in the operators' own units.
 
     Args:
-        name: one of `OPERATORS`.
+        types: indices in `OPERATORS` [n], int64.
         levels: strengths [n], 0 to 9, whole numbers or between.
         signs: +1 or -1 [n]; `posterize` and `solarize` have none.
         ranges: `paper` (the end of a range is at level 9), or `timm` (RandAugment's "increasing" operators, whose
@@ -106,15 +129,13 @@ def magnitudes(name: str, levels: torch.Tensor, signs: torch.Tensor, ranges: str
         factor of an enhancement (1 is no change), bits kept by `posterize`, smallest grey level (0 to 256) that
         `solarize` inverts; zeros for `LEVELLESS`.
     """
-    assert ranges in ('paper', 'timm'), ranges
-    row = TABLE[OPERATORS.index(name)]
-    levels, chosen = levels.double(), getattr(row, ranges)
-    if chosen is None:
-        return torch.zeros_like(levels)
-    # Rounded as numpy.linspace and timm round: a slope's last digit may decide about a pixel on the image's edge.
-    part = levels * (chosen.reach / (NUM_LEVELS - 1)) if ranges == 'paper' else levels / 10 * chosen.reach
-    values = chosen.start + (signs * part if row.signed else part)
-    return chosen.rounding(values) if chosen.rounding else values
+    scales, roundings = _scales(TABLE, ranges, levels.device)
+    starts, slopes, *applies = scales[:, (signs > 0).long(), types]
+    levels = levels.double()
+    values = starts + (levels if ranges == 'paper' else levels / 10) * slopes
+    for rounding, chosen in zip(roundings, applies, strict=True):
+        values = torch.where(chosen > 0, rounding(values), values)
+    return values
 
 
 @torch.no_grad()
@@ -139,9 +160,9 @@ def apply_operators(
     device = images.device
     ranks = _RANKS[types]
     order = ranks.argsort(stable=True)
-    order, back = onto(device, torch.stack([order, order.argsort()]))
-    levels = levels.to(device, torch.float64, non_blocking=True).index_select(0, order)
-    signs = signs.to(device, torch.float64, non_blocking=True).index_select(0, order)
+    order, back, types = onto(device, torch.stack([order, order.argsort(), types[order]]))
+    levels, signs = (values.to(device, non_blocking=True).index_select(0, order) for values in (levels, signs))
+    amounts = magnitudes(types, levels, signs, ranges)
     grouped = images.index_select(0, order).contiguous()
 
     counts = iter(torch.bincount(ranks, minlength=len(TABLE)).tolist())
@@ -152,9 +173,7 @@ def apply_operators(
         start, stop = stop, stop + sum(members)
         if start == stop:
             continue
-        parts = zip(_FAMILIES[kernel], levels[start:stop].split(members), signs[start:stop].split(members))
-        amounts = [magnitudes(row.name, level, sign, ranges) for row, level, sign in parts]
-        pixels[start:stop] = kernel(pixels[start:stop], *amounts)
+        pixels[start:stop] = kernel(pixels[start:stop], *amounts[start:stop].split(members))
     pixels.div_(torch.full((), 255.0, device=device))  # a plain number CUDA would turn into its rounded reciprocal
     return _in_format_of(images, grouped.index_select(0, back))
 

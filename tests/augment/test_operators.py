@@ -181,16 +181,16 @@ def assert_agree(name, results, expected):
 @pytest.mark.parametrize('name', OPERATORS)
 def test_magnitudes_are_those_of_the_paper_and_of_timm(name, ranges):
     levels, signs = np.array([(level, sign) for level in LEVELS for sign in (1, -1)]).T
-    values = magnitudes(name, torch.tensor(levels).float(), torch.tensor(signs), ranges)
+    types = torch.full((len(levels),), OPERATORS.index(name))
+    values = magnitudes(types, torch.tensor(levels).float(), torch.tensor(signs), ranges)
     expected = [MAGNITUDE[ranges](name, level, sign) for level, sign in zip(levels, signs)]
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-14, atol=1e-14)
 
 
 def test_ranges_end_at_these_numbers():
-    ends = {
-        name: [magnitudes(name, torch.tensor([level]), torch.tensor([-1]), 'paper').item() for level in (0, 9)]
-        for name in OPERATORS
-    }
+    types, down = torch.arange(len(OPERATORS)), -torch.ones(len(OPERATORS))
+    low, high = (magnitudes(types, torch.full_like(down, level), down, 'paper').tolist() for level in (0, 9))
+    ends = {name: list(pair) for name, *pair in zip(OPERATORS, low, high)}
     assert ends == {
         'shear_x': [0, pytest.approx(-0.3)],
         'shear_y': [0, pytest.approx(-0.3)],
@@ -302,7 +302,7 @@ def test_the_table_may_have_its_rows_in_any_order_and_a_new_operator_is_one_row(
     table = [table[position] for position in np.random.default_rng(3).permutation(len(table))]
     names = tuple(row.name for row in table)
     families, ranks = operators.group(table)
-    for name, value in {'TABLE': table, 'OPERATORS': names, '_FAMILIES': families, '_RANKS': ranks}.items():
+    for name, value in {'TABLE': tuple(table), 'OPERATORS': names, '_FAMILIES': families, '_RANKS': ranks}.items():
         monkeypatch.setattr(operators, name, value)
     moved = torch.tensor([names.index(OPERATORS[kind]) for kind in types])
     assert not torch.equal(moved, types)
