@@ -50,24 +50,29 @@ def mixup(input: torch.Tensor, partners: torch.Tensor, lam: torch.Tensor) -> tor
     return torch.where(lam == 1, input, blend(input, partners, lam))
 
 
-def cutmix(input: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Paste a box of each image's partner.
+def cutmix(input: torch.Tensor, partners: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Paste a part of each image's partner.
 
     Args:
         input: [B, C, H, W].
         partners: int64 [B].
-        boxes: top, bottom, left, right in pixels, the second and fourth exclusive, int64 [B, 4].
+        mask: true for the pixels that are the partner's, bool [B, 1, H, W], see `inside`.
     """
-    return torch.where(inside(boxes, input), input[partners], input)
+    return torch.where(mask, input[partners], input)
 
 
 def erase(input: torch.Tensor, boxes: torch.Tensor, value: float = 0.0) -> torch.Tensor:
-    """Fill a box of each image with a value; arguments as for `cutmix`."""
+    """Fill a box of each image with a value; arguments as for `inside`."""
     return torch.where(inside(boxes, input), value, input)
 
 
 def inside(boxes: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-    """True for the pixels in each image's box, bool [B, 1, H, W]."""
+    """True for the pixels in each image's box, bool [B, 1, H, W].
+
+    Args:
+        boxes: top, bottom, left, right in pixels, the second and fourth exclusive, int64 [B, 4].
+        input: [B, C, H, W].
+    """
     height, width = input.shape[-2:]
     rows = torch.arange(height, device=input.device)
     columns = torch.arange(width, device=input.device)
@@ -207,8 +212,8 @@ class CutMix:
         boxes[rng.random(size) >= self.prob] = 0
         lam = onto(input.device, box_lam(boxes, height, width), torch.float32)
         partners = onto(input.device, draw_partners(rng, *size))
-        boxes = onto(input.device, boxes)
-        return mixed_copies(cutmix, partners, boxes, lam, num_classes=self.num_classes, smoothing=self.smoothing)
+        masks = inside(onto(input.device, boxes).flatten(0, 1), input).unflatten(0, size)
+        return mixed_copies(cutmix, partners, masks, lam, num_classes=self.num_classes, smoothing=self.smoothing)
 
 
 class Mixup:

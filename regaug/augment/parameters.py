@@ -169,34 +169,39 @@ class Augmentation:
             (images, before_cutout): normalised images [B, C, H, W] of each candidate, and those of the base before its
             Cutout, which comes last: a candidate that differs in the Cutout alone shares them.
         """
+        if not candidates:
+            return {}, before_cutout
         operated = {name: params for name, params in candidates.items() if name != 'cutout'}
-        operated = dict(zip(operated, self.operate(input, list(operated.values())), strict=True))
-        before_cutout = operated.get(BASE, before_cutout)
-        images = {name: self.finish(operated.get(name, before_cutout), params) for name, params in candidates.items()}
-        return images, before_cutout
+        parts = [self.operate(input, list(operated.values()))] if operated else []
+        if BASE in operated:
+            before_cutout = parts[0].split(len(input))[list(operated).index(BASE)]
+        if 'cutout' in candidates:
+            operated['cutout'] = candidates['cutout']
+            parts.append(before_cutout)
+        images = self.finish(torch.cat(parts), list(operated.values()))
+        images = dict(zip(operated, images.split(len(input)), strict=True))
+        return {name: images[name] for name in candidates}, before_cutout
 
-    def operate(self, input: torch.Tensor, candidates: list[Parameters]) -> list[torch.Tensor]:
-        """Crop, flip and policy of several candidates: for each of them images [B, C, H, W] in [0, 1].
+    def operate(self, input: torch.Tensor, candidates: list[Parameters]) -> torch.Tensor:
+        """Crop, flip and policy of n candidates, all together: images [n * B, C, H, W] in [0, 1]."""
+        images = torch.cat([input] * len(candidates))
+        if 'crop' in self.groups:
+            images = shift_crop(images, joined(candidates, 'offsets'), self.padding, self.pad_mode)
+        if 'flip' in self.groups:
+            images = flip(images, joined(candidates, 'flips').bool())
+        if 'policy' in self.groups:
+            fields = [joined(candidates, name) for name in ('types', 'levels', 'signs')]
+            for slot in range(NUM_OPERATORS):
+                images = apply_operators(images, *(field[:, slot] for field in fields), ranges=self.ranges)
+        return images
 
-        Operators run once over all candidates together.
-        """
-        images = []
-        for params in candidates:
-            image = shift_crop(input, params.offsets, self.padding, self.pad_mode) if 'crop' in self.groups else input
-            images.append(flip(image, params.flips.bool()) if 'flip' in self.groups else image)
-        if 'policy' not in self.groups or not images:
-            return images
-        images = torch.cat(images)
-        for slot in range(NUM_OPERATORS):
-            types, levels, signs = (
-                torch.cat([getattr(params, name)[:, slot] for params in candidates])
-                for name in ('types', 'levels', 'signs')
-            )
-            images = apply_operators(images, types, levels, signs, ranges=self.ranges)
-        return list(images.chunk(len(candidates)))
-
-    def finish(self, images: torch.Tensor, params: Parameters) -> torch.Tensor:
-        """Cutout, black, then normalisation and cast; images [B, C, H, W] in [0, 1]."""
+    def finish(self, images: torch.Tensor, candidates: list[Parameters]) -> torch.Tensor:
+        """Cutout, black, then normalisation and cast of n candidates; images [n * B, C, H, W] in [0, 1]."""
         if 'cutout' in self.groups:
-            images = erase(images, params.boxes)
+            images = erase(images, joined(candidates, 'boxes'))
         return (images - self.mean).div_(self.std).to(self.dtype)
+
+
+def joined(candidates: Sequence[Parameters], field: str) -> torch.Tensor:
+    """A field of all candidates, one after the other, [n * B, ...]."""
+    return torch.cat([getattr(params, field) for params in candidates])

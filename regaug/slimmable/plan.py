@@ -70,6 +70,7 @@ class SlimmablePlan:
         self._costs = trace.labels.costs
         _set_unit_sizes(self.layout)
         self._kinds = self.layout.kinds()
+        self._kept: dict[tuple[int, ...], tuple[float, float]] = {}
         self.layers, self.full = _classify(pristine, self.layout)
         if not self.layers:
             raise ValueError(f'{self._model_name} has no layer that can be slimmed: {self.reasons()}')
@@ -92,10 +93,12 @@ class SlimmablePlan:
 
     def kept(self, width: float, width_divisor: int = 8) -> tuple[float, float]:
         """Return the fractions of parameters and of multiply-adds (convolutions, matrix products) that remain."""
-        counts = self.counts(width, width_divisor)
-        layout = self.layout
-        parameters = [list(zip(layout.shapes[name], layout.axes[name], strict=True)) for name in layout.parameters]
-        return _share(parameters, counts), _share(self._costs, counts)
+        key = self.rounded(width, width_divisor)
+        if key not in self._kept:
+            counts, layout = self.counts(width, width_divisor), self.layout
+            parameters = [list(zip(layout.shapes[name], layout.axes[name], strict=True)) for name in layout.parameters]
+            self._kept[key] = _share(parameters, counts), _share(self._costs, counts)
+        return self._kept[key]
 
     def report(self, min_width: float, width_divisor: int) -> str:
         """Say in a few lines how much is slimmed, what remains at the smallest width, what stays full and why."""

@@ -1,12 +1,21 @@
 """Tries which images a model can take, by shapes alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regaug.slimmable.structure import meta_copy
-from regaug.slimmable.trace import untouched_generators
+from regaug.slimmable.trace import run_shapes, untouched_generators
+
+
+class Shapes(TorchDispatchMode):
+    """Runs operators on meta tensors, see `run_shapes`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None):
+        return run_shapes(func, args, kwargs or {})
 
 
 def shape_error(model: nn.Module, shape: Sequence[int], *, batch_size: int = 2, training: bool = False) -> str | None:
@@ -25,7 +34,7 @@ def shape_error(model: nn.Module, shape: Sequence[int], *, batch_size: int = 2, 
     dtype = next(model.parameters()).dtype
     images = torch.empty((batch_size, *shape), dtype=dtype, device='meta')
     try:
-        with torch.no_grad(), untouched_generators():
+        with torch.no_grad(), untouched_generators(), Shapes():
             meta_copy(model).train(training)(images)
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         reason = ' '.join(str(error).split())

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from regaug.slimmable.labels import Axis, Counts, freeze, unify
 from regaug.slimmable.layout import Patch
-from regaug.slimmable.trace import LIBRARY_FOLDERS, UNRECORDED, Record, Site, Trace
+from regaug.slimmable.trace import LIBRARY_FOLDERS, UNRECORDED, Record, Site, Trace, run_shapes
 
 SEEDS = (1, 2, 3)
 MAX_ATTEMPTS = 600
@@ -55,7 +55,7 @@ class Replay(TorchDispatchMode):
         if self.index >= len(self.records) or self.records[self.index].operator != str(func):
             raise Failure(min(self.index, len(self.records) - 1), f'{func} is called out of order')
         try:
-            result = func(*args, **(kwargs or {}))
+            result = run_shapes(func, args, kwargs or {})
         except Exception as error:
             wanted = tuple(args[1]) if 'view' in str(func) else ()
             raise Failure(self.index, str(error), wanted) from error

@@ -26,14 +26,22 @@ class TermAverages:
 
     def update(self, term: str, result: dict[str, Any], batch_size: int):
         """Add the result of a term for a micro-batch; the first term's loss has a place of its own in the engine."""
+        tensors = {}
         for key, value in result.items():
             if key == 'output' or (term == FULL and key == 'loss'):
                 continue
-            value = value.detach().float() if torch.is_tensor(value) else float(value)
             name = (term, key)
-            self.sums[name] = self.sums.get(name, 0.0) + value * batch_size
+            if torch.is_tensor(value):
+                self.last[name] = tensors[name] = value.detach().float()
+                if name not in self.sums:
+                    self.sums[name] = torch.zeros_like(tensors[name])
+            else:
+                self.last[name] = float(value)
+                self.sums[name] = self.sums.get(name, 0.0) + self.last[name] * batch_size
             self.counts[name] = self.counts.get(name, 0) + batch_size
-            self.last[name] = value
+        if tensors:  # as lists: one kernel for the thirty numbers that a method may have
+            weighted = torch._foreach_mul(list(tensors.values()), batch_size)
+            torch._foreach_add_([self.sums[name] for name in tensors], weighted)
 
     def compute(self, world_size: int = 1):
         """Averages over the epoch so far and over all ranks, which must have seen the same terms.
