@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: a fixed seed, a small folder of images, and train.py run on it."""
 
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -55,6 +56,16 @@ def pytest_collection_modifyitems(items):
             seen[item.path, item.originalname] += 1
             if seen[item.path, item.originalname] > few.args[0]:
                 item.add_marker('slow')
+
+
+def pytest_collection_finish():
+    """Spare the collector what the imports have made, a million objects that stay."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)
