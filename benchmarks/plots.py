@@ -59,6 +59,32 @@ def plot_curves(curves: dict[str, Sequence[dict]], metric: str, path: Path) -> P
     return finish(figure, path)
 
 
+def plot_costs(costs: dict[tuple[str, int], dict], path: Path) -> Path:
+    """Draws cost against batch size, a panel for each network, with the range over the rounds.
+
+    Args:
+        costs: `Spread` of the ratio to plain training by configuration, by network and batch size.
+        path: PNG file to write.
+    """
+    networks = list(dict.fromkeys(network for network, _ in costs))
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(3.4 * len(networks), 4.5), sharey=True, squeeze=False, layout='constrained'
+    )
+    for axis, network in zip(axes[0], networks, strict=True):
+        cells = {size: cell for (name, size), cell in costs.items() if name == network}
+        for label in next(iter(cells.values())):
+            spreads = [cell[label] for cell in cells.values()]
+            medians = [spread.median for spread in spreads]
+            errors = [[each.median - each.low for each in spreads], [each.high - each.median for each in spreads]]
+            axis.errorbar(list(cells), medians, yerr=errors, marker='o', capsize=3, label=label)
+        axis.set(title=network, xlabel='batch size', xscale='log', ylim=(1, None))
+        axis.set_xticks(list(cells), map(str, cells))
+        axis.minorticks_off()
+    axes[0, 0].set_ylabel('cost of an update relative to plain training')
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=8)
+    return finish(figure, path)
+
+
 def finish(figure, path: Path) -> Path:
     """Writes a figure whole and closes it."""
     for axis in figure.axes:
