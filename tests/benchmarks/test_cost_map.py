@@ -46,5 +46,5 @@ def test_each_cell_is_the_median_cost_in_its_rounds_and_every_update_is_kept(tmp
     assert '| a | 2 | 4.00 (4.00 to 4.00) | 6.00 (6.00 to 6.00) |' in text
     assert '| b | 4 | 8.00 (8.00 to 8.00) | 12.00 (12.00 to 12.00) |' in text
     assert f'({picture.name})' in text and 'processor time' in text
-    rows = list(csv.DictReader(table.open()))
+    rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == 2 * 2 * 3 * 3 and {row['seconds'] for row in rows} == {'7.0'}
