@@ -42,6 +42,7 @@ def test_paired_interval_of_students_sleep_data_is_the_one_that_textbooks_print(
     assert interval.text() == '+1.58 (0.70 to 2.46)'
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('count', [3, 5, 20])
 def test_intervals_hold_the_true_difference_in_95_of_100_experiments(count):
     generator = np.random.default_rng(count)

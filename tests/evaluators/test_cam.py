@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning') 
 LINEAR_ON_MAPS = {'test_resnet': 32, 'test_efficientnet': 32, 'regnetx_002': 64, 'swin_tiny_patch4_window7_224': 224}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize('name', LINEAR_ON_MAPS)
 def test_mean_of_the_map_plus_bias_is_the_logit(name):
     network = timm_network(name)

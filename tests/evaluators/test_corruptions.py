@@ -109,6 +109,7 @@ def test_rows_equal_a_plain_loop_over_cropped_images(run, model, checkpoint, tmp
     assert clean['mce_missing'].split() == list(ALEXNET), 'none of them is complete'
 
 
+@pytest.mark.slow
 def test_mce_of_all_types_and_severities(run, checkpoint, tmp_path):
     for name in ALEXNET:
         for severity in range(1, 6):

@@ -95,7 +95,7 @@ CRITERIA = {
         *(('test_resnet', case, 2) for case in CRITERIA if case != 'cross-entropy'),
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_gradients_of_an_update_are_the_sum_of_terms_of_networks_built_apart(name, case, accum):
     criterion, options = CRITERIA[case]
     model, gradaug = make_model(name), make_gradaug(transforms=ALL_TRANSFORMS, **options)

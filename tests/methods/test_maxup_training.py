@@ -92,7 +92,7 @@ def test_an_augmentation_of_no_strength_leaves_the_plain_run_bit_for_bit(train):
         ['--dist-bn', 'reduce', '--clip-mode', 'agc', '--clip-grad', 0.1],
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_maxup_trains_together_with_timms_options(options, train):
     maxup = list(MAXUP) if '--maxup-aug' in options else [*MAXUP, '--maxup-aug', 'cutmix', '--cutmix', 1.0]
     folder = train(*maxup, *(['--cutmix', 1.0] if 'cutmix+gauss' in options else []), *options)
@@ -109,6 +109,7 @@ def test_maxup_trains_together_with_timms_options(options, train):
     assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('kind', ['logit', 'feature', 'token'])
 def test_distillation_scores_the_student_by_the_criterion_of_the_task(kind, train, monkeypatch):
     def untrained(model_name, pretrained=False, **kwargs):

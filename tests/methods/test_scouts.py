@@ -57,6 +57,7 @@ def test_maxup_trains_on_whole_copies_whose_halves_have_the_largest_loss(size):
     assert (whole.argmax(dim=0) != losses.argmax(dim=0)).any()  # it makes a difference
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize('case', ['all', 'descend', 'random', 'delta 3, epsilon 2, descend'])
 def test_uada_moves_and_chooses_by_the_losses_of_halves(case):
     model = small_model()

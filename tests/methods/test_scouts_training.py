@@ -46,7 +46,7 @@ def approximations(log):
     ],
     ids=str,
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_the_size_and_number_format_of_training_are_the_exact_method_bit_for_bit(
     method, common, options, train, caplog
 ):
@@ -71,7 +71,7 @@ def test_the_size_and_number_format_of_training_are_the_exact_method_bit_for_bit
     ],
     ids=str,
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_an_approximation_is_named_at_the_start_and_compared_in_the_first_update(method, options, how, train, caplog):
     log = follow_log(caplog)
     folder = train(*METHODS[method], *COMMON, *options, '--refine-epochs', 1, '--log-interval', 1)

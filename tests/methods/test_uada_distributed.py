@@ -76,6 +76,7 @@ def ranks(tmp_path_factory):
     return run_on_ranks(tmp_path_factory.mktemp('ranks'), train_rank, CASES)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('case', CASES)
 def test_gradients_and_metrics_are_the_mean_of_single_processes(case, ranks):
     alone = [train_rank(case, rank) for rank in range(RANKS)]

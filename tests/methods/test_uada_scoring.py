@@ -103,7 +103,7 @@ def test_draws_are_others_for_each_seed_update_rank_and_micro_batch(key, seed):
 
 
 @pytest.mark.parametrize('case', ['all', 'descend', 'random', 'epsilon 3', 'policy'])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_metrics_equal_those_counted_sample_by_sample(case):
     model = small_model()
     uada = make_uada(model, frozen=True, **CASES[case])

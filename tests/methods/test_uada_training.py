@@ -69,7 +69,7 @@ def assert_metrics_make_sense(row, passes=8):
     ],
     ids=lambda value: ' '.join(map(str, value)) if isinstance(value, list) else '',
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_uada_trains_together_with_timms_options(options, passes, train):
     folder = train(*UADA_ALL, *options)
     [row] = read_summary(folder)

@@ -68,6 +68,7 @@ def outcomes(tmp_path_factory):
     return json.loads(line) | {'warnings': warnings}
 
 
+@pytest.mark.slow
 def test_its_rows_and_defaults_are_found(outcomes):
     assert outcomes[''] == [0, None]
     assert outcomes['--ablate 4'] == [4, 0.25]
@@ -76,17 +77,20 @@ def test_its_rows_and_defaults_are_found(outcomes):
     assert outcomes['--ablade 4'].startswith('unknown argument --ablade; did you mean --ablate')
 
 
+@pytest.mark.slow
 def test_its_bounds_and_checks_hold(outcomes):
     assert outcomes['--ablate -1'] == '--ablate -1: must not be negative'
     assert outcomes['--ablate 200'] == '--ablate 200: needs a larger batch'
 
 
+@pytest.mark.slow
 def test_what_no_method_can_work_with_is_refused_with_it_and_not_without(outcomes):
     for other in ('--torchscript', '--aug-splits 2', '--naflex-loader'):
         assert outcomes[f'--ablate 4 {other}'].startswith(f'--ablate 4: does not go with {other}')
     assert outcomes['--torchscript'] == [0, None]
 
 
+@pytest.mark.slow
 def test_its_options_have_no_effect_without_its_switch(outcomes):
     assert outcomes['--ablate-rate 0.5'] == [0, 0.5]
     assert outcomes['warnings'] == ['--ablate-rate 0.5 has no effect without --ablate.']

@@ -56,6 +56,7 @@ def test_an_attention_network_is_explained_with_its_heads(explain):
     ]
 
 
+@pytest.mark.slow
 def test_a_grouped_network_with_full_layers_is_explained_with_reasons(explain):
     _, text, _ = explain('edgenext_xx_small', '--width', 0.5, '--width-divisor', 1)
     rows = rows_of(text)

@@ -1,5 +1,6 @@
 """Which images a model can take, found out from shapes alone."""
 
+import pytest
 import timm
 import torch
 
@@ -21,6 +22,7 @@ def test_a_trial_moves_no_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_models_with_fast_norm_train_and_are_planned(train):
     try:
         folder = train('--model', 'test_convnext', '--fast-norm', '--epochs', 1, '--gradaug', 1, '--gradaug-sizes', 32)

@@ -54,7 +54,7 @@ def assert_same(gradients, expected):
 
 @pytest.mark.parametrize('memory_format', FORMATS)
 @pytest.mark.parametrize('name', NETWORKS)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_gradients_in_place_equal_those_of_autograd(name, memory_format):
     pairs = [train_pass(build(name, memory_format), in_place) for in_place in (True, False)]
     assert_same(*pairs)
@@ -77,6 +77,7 @@ def test_each_slice_is_added_without_a_gradient_of_full_size():
     assert 'aten::_foreach_add_' in names and 'AsStridedBackward0' not in names
 
 
+@pytest.mark.few(2)
 @pytest.mark.filterwarnings('ignore:Using backward.. with create_graph')
 @pytest.mark.parametrize('case', CASES)
 def test_where_somebody_would_see_it_gradients_come_by_way_of_autograd(case):

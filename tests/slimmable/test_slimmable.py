@@ -70,7 +70,7 @@ def network_built_at(name, width, full):
 
 
 @pytest.mark.parametrize('width', [0.75, 0.9])
-@pytest.mark.parametrize('name', ['resnet50', 'efficientnet_b0'])
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'efficientnet_b0'])
 @pytest.mark.few(1)
 def test_subnetwork_equals_small_network_built_at_that_width(name, width):
     model, x = make_generic(build(name, torch.float64)), images(batch=2, dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_subnetwork_equals_small_network_built_at_that_width(name, width):
 
 
 @pytest.mark.parametrize('name', ['resnet10t', 'efficientnet_lite0', 'convnext_atto', 'regnetx_002'])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_full_width_is_the_model_bit_for_bit(name):
     model = build(name)
     twin, x = twin_of(model), images()

@@ -73,7 +73,7 @@ def check(name, only_outputs=True):
 
 
 @pytest.mark.parametrize('name', FULLY_SLIMMED)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_architecture_is_fully_slimmed_and_exact(name):
     check(name)
 

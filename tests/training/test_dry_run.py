@@ -120,6 +120,7 @@ def test_estimate_is_that_of_all_updates_and_evaluations(dry_run, steady_clock, 
     assert estimate == pytest.approx(epochs * updates * per_update + evaluations * per_evaluation, abs=1)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     'options', [(), ('--gradaug-subnet', 'depth', '--model', 'test_convnext', '--input-size', 3, 64, 64)]
 )

@@ -87,7 +87,7 @@ class PlainLoop:
         (4, [[0, 1, 2, 3], [4, 5, 6]], (0.02, 'agc'), 'lamb'),
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_epochs_equal_a_bare_loop_over_timms_task_bit_for_bit(steps, groups, clip, opt):
     model = make_model(dtype=torch.float32, drop_rate=0.2)
     sizes = [8, 8, 8, 8, 8, 8, 5]

@@ -92,7 +92,7 @@ def test_runs_without_a_name_that_begin_in_the_same_second_get_folders_of_their_
 
 
 @pytest.mark.parametrize('damage', ['flipped bit', 'not finite', 'not finite average', 'other types', 'temporary'])
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_resume_auto_falls_back_to_the_next_older_good_checkpoint(damage, train, caplog):
     folder = train('--epochs', 2, '--model-ema')
     newest = folder / 'last.pth.tar'

@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
     ],
 )
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # dynamo asks for it
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_frozen_batch_norm_stays_and_everything_else_trains(options, train, finished, caplog):
     log = follow_log(caplog)
     tuning = ['--model', 'test_efficientnet', '--initial-checkpoint', finished, '--freeze-bn', '--lr', 0.01]
@@ -74,6 +74,7 @@ def test_without_the_option_batch_norm_trains(train, finished):
     assert [name for name in unchanged if not name.endswith('bias')] == []  # which a later layer may take away
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('options', [[], ['--maxup', 2, '--maxup-warmup-epochs', 0]])
 def test_freezing_what_a_model_does_not_have_is_warned_about(options, train, caplog):
     log = follow_log(caplog)

@@ -170,6 +170,7 @@ def test_recovery_checkpoints_of_an_interval_are_resumed_as_interrupted(train, c
     assert [row['epoch'] for row in read_summary(resumed)] == ['0']
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('update_idx', [1, 3])
 def test_after_a_signal_the_given_command_resumes_exactly(update_idx, whole, train, stop_at, caplog):
     """`--exact-resume` promises the numbers of an uninterrupted run, stopped within an epoch (4 updates) too."""

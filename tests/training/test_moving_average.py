@@ -8,6 +8,7 @@ import torch
 from tests.helpers.training import read_checkpoint, read_summary
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('loader', [(), ('--no-prefetcher',)])
 def test_its_evaluation_follows_the_model_dtype(train, loader):
     """timm's script feeds it float32 images when there is no prefetcher, which a bfloat16 model cannot take."""

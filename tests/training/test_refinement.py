@@ -93,6 +93,7 @@ def test_optimiser_state_and_moving_average_carry_over(train):
     assert any(not torch.equal(v, states['fresh']['state_dict'][n]) for n, v in states['whole']['state_dict'].items())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize('schedule', [('--sched', 'cosine'), ('--sched', 'step', '--decay-epochs', 1)])
 def test_layer_decay_holds_in_refinement(train, schedule, monkeypatch):
     seen = []

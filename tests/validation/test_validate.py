@@ -64,6 +64,7 @@ def test_positional_data_folder_and_split_folder(run, checkpoint, folder):
     assert run('--checkpoint', checkpoint, '--split', 'train') != plain
 
 
+@pytest.mark.few(1)
 @pytest.mark.filterwarnings('ignore:.*torch.jit|The TorchScript')  # torch calls its own torch.jit deprecated
 @pytest.mark.parametrize('option', ['--torchscript', '--aot-autograd'])
 def test_compilers_of_old_do_not_change_the_row(run, checkpoint, option):
