@@ -36,9 +36,10 @@ def main(argv=None):
             on_cpu = contenders[0].run.device.type == 'cpu'
             results = [Result(contender.label) for contender in contenders]
             rounds = interleave(contenders, results, warmup=args.warmup, rounds=args.rounds)
-            raw += [(network, batch_size, *row) for row in rounds]
-            costs[network, batch_size] = {each.label: cost(each, results[0], on_cpu) for each in results[1:]}
-            print(network, batch_size, {label: spread.text(2) for label, spread in costs[network, batch_size].items()})
+            name = network.split()[0]
+            raw += [(name, batch_size, *row) for row in rounds]
+            costs[name, batch_size] = {each.label: cost(each, results[0], on_cpu) for each in results[1:]}
+            print(name, batch_size, {label: spread.text(2) for label, spread in costs[name, batch_size].items()})
     text = report(args.name, costs, settings, clock='processor time' if on_cpu else 'seconds')
     columns = ['network', 'batch_size', 'round', 'configuration', 'seconds', 'cpu_seconds']
     path = write_report(args.output, args.name, text, columns, raw)
@@ -49,7 +50,7 @@ def main(argv=None):
 def parse(argv):
     parser = argparse.ArgumentParser(description='Cost of an update by network and batch size.')
     parser.add_argument('--name', required=True, help='name of the report')
-    parser.add_argument('--networks', nargs='+', required=True, help='models of timm')
+    parser.add_argument('--networks', nargs='+', required=True, help='models of timm, each maybe with options of its own')
     parser.add_argument('--batch-sizes', nargs='+', type=int, required=True)
     parser.add_argument('--common', default='', help='options of train.py that every configuration gets')
     parser.add_argument('--with', dest='options', action='append', required=True, help='configuration; repeatable')
