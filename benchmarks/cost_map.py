@@ -50,7 +50,7 @@ def main(argv=None):
 def parse(argv):
     parser = argparse.ArgumentParser(description='Cost of an update by network and batch size.')
     parser.add_argument('--name', required=True, help='name of the report')
-    parser.add_argument('--networks', nargs='+', required=True, help='models of timm, each maybe with options of its own')
+    parser.add_argument('--networks', nargs='+', required=True, help='models of timm, maybe with options of their own')
     parser.add_argument('--batch-sizes', nargs='+', type=int, required=True)
     parser.add_argument('--common', default='', help='options of train.py that every configuration gets')
     parser.add_argument('--with', dest='options', action='append', required=True, help='configuration; repeatable')

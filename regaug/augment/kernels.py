@@ -5,17 +5,29 @@ of magnitudes for each operator, of which some may be empty. Results are Pillow'
 they floor.
 """
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 FILL = 128.0
 _FIXED_POINT_BITS = 16
 
 
-def shear_x(pixels: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """Move every row by slope times distance from the top, with Pillow's bicubic kernel (a = -1, not -0.75)."""
+def shear(pixels: torch.Tensor, x_slopes: torch.Tensor, y_slopes: torch.Tensor) -> torch.Tensor:
+    """Move every row by slope times distance from the top, or every column by slope times distance from the left."""
+    across, down = pixels.split([len(x_slopes), len(y_slopes)])
+    down = down.transpose(2, 3)
+    if pixels.shape[2] == pixels.shape[3]:
+        sheared = _shear_rows(torch.cat([across, down]), torch.cat([x_slopes, y_slopes]))
+        across, down = sheared.split([len(across), len(down)])
+    else:
+        across, down = _shear_rows(across, x_slopes), _shear_rows(down, y_slopes)
+    return torch.cat([across, down.transpose(2, 3)])
+
+
+def _shear_rows(pixels: Any, slopes: Any):
+    """Rows moved with Pillow's bicubic kernel (a = -1, not -0.75)."""
     height, width = pixels.shape[-2:]
     centres = torch.arange(max(height, width), device=pixels.device) + 0.5
     shifts = slopes[:, None] * centres[:height]
@@ -34,18 +46,15 @@ def shear_x(pixels: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
     return sheared.clamp_(0, 255).floor_().masked_fill_(outside[:, None], FILL)
 
 
-def shear_y(pixels: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """Move every column by slope times distance from the left."""
-    return shear_x(pixels.transpose(2, 3), slopes).transpose(2, 3)
-
-
 def move(pixels: torch.Tensor, x_parts: torch.Tensor, y_parts: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Translate by parts of the side or rotate, to the nearest pixel, in the fixed-point numbers of Pillow's."""
     height, width = pixels.shape[-2:]
-    num_x, num_y, num_angles = len(x_parts), len(y_parts), len(angles)
-    x_shift = F.pad((x_parts * width + 0.5).floor(), (0, num_y + num_angles))
-    y_shift = F.pad((y_parts * height + 0.5).floor(), (num_x, num_angles))
-    radians = F.pad(torch.deg2rad(-angles), (num_x + num_y, 0))
+    num_x, num_moved = len(x_parts), len(x_parts) + len(y_parts)
+    x_shift, y_shift, radians = amounts = x_parts.new_zeros(3, len(pixels))
+    torch.mul(x_parts, width, out=x_shift[:num_x])
+    torch.mul(y_parts, height, out=y_shift[num_x:num_moved])
+    torch.mul(angles, -math.pi / 180, out=radians[num_moved:])
+    x_shift, y_shift = (amounts[:2] + 0.5).floor()
     cos, sin = radians.cos(), radians.sin()
     x_start = (0.5 - width / 2) * cos + (0.5 - height / 2) * sin + width / 2 + x_shift
     y_start = (0.5 - height / 2) * cos - (0.5 - width / 2) * sin + height / 2 + y_shift

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from regaug.augment.kernels import blend, look_up, move, shear_x, shear_y
+from regaug.augment.kernels import blend, look_up, move, shear
 from regaug.augment.mix import onto
 
 NUM_LEVELS = 10
@@ -55,8 +55,8 @@ class Operator:
 # The type of an operator, which is what is drawn, is its position: a new one is a row at the end, with a kernel of its
 # own or one more argument of a kernel that is there.
 TABLE = (
-    Operator('shear_x', shear_x, 0, paper=Range(0, 0.3), timm=Range(0, 0.3), signed=True),
-    Operator('shear_y', shear_y, 0, paper=Range(0, 0.3), timm=Range(0, 0.3), signed=True),
+    Operator('shear_x', shear, 0, paper=Range(0, 0.3), timm=Range(0, 0.3), signed=True),
+    Operator('shear_y', shear, 1, paper=Range(0, 0.3), timm=Range(0, 0.3), signed=True),
     # AutoAugment: 150 pixels of 331
     Operator('translate_x', move, 0, paper=Range(0, 150 / 331), timm=Range(0, 0.45), signed=True),
     Operator('translate_y', move, 1, paper=Range(0, 150 / 331), timm=Range(0, 0.45), signed=True),
