@@ -27,6 +27,7 @@ from benchmarks.report import Spread, environment, markdown_table, paired_ratios
 from regaug.errors import OptionError
 
 MIB = 2**20
+FLOPS_BATCH = 6  # images to count operations with: halves and thirds of them are whole
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 _LEGEND = """Seconds per update: median (minimum to maximum). Ratios are to the first row: of the seconds in the same
 round, median (minimum to maximum); of the sums over all rounds; of processor time in the same round; of the
@@ -82,7 +83,7 @@ def parse(argv):
     parser.add_argument('--rounds', type=int, default=30, help='timed updates of each configuration')
     parser.add_argument('--warmup', type=int, default=5, help='updates of each configuration before the timed ones')
     parser.add_argument('--limit', type=float, help='exit with status 1 when a median ratio exceeds this')
-    parser.add_argument('--flops', action='store_true', help='count operations too, at batch size 2')
+    parser.add_argument('--flops', action='store_true', help=f'count operations too, at batch size {FLOPS_BATCH}')
     parser.add_argument('--memory-updates', type=int, default=4, help='updates to observe memory over, 0: none')
     parser.add_argument('--output', default=Path(__file__).parent / 'results', help='folder of the report')
     return parser.parse_args(argv)
@@ -122,13 +123,15 @@ def interleave(contenders, results, *, warmup, rounds):
 
 def flops_per_image(options, args):
     """Operations of a configuration in the updates that will be timed, which draw the same widths and sizes."""
-    contender = Contender(options, common=f'{args.common} -b 2', num_turns=args.warmup + args.rounds, count_flops=True)
+    contender = Contender(
+        options, common=f'{args.common} -b {FLOPS_BATCH}', num_turns=args.warmup + args.rounds, count_flops=True
+    )
     for _ in range(args.warmup):
         contender.step()
     before = contender.flops
     for _ in range(args.rounds):
         contender.step()
-    return (contender.flops - before) / args.rounds / 2
+    return (contender.flops - before) / args.rounds / FLOPS_BATCH
 
 
 def measured_apart(options, args):
