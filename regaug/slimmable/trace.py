@@ -85,11 +85,10 @@ def run_shapes(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[st
     """
     if func is not torch.ops.aten.native_batch_norm.default:
         return func(*args, **kwargs)
-    input, *parts, training, _, _ = args
+    input, *parts, _, _, _ = args
     if any(part is not None and part.shape != input.shape[1:2] for part in parts):
         return func(*args, **kwargs)  # which says what is wrong
-    statistics = [input.new_empty(input.shape[1] if training else 0) for _ in range(2)]
-    return torch.empty_like(input), *statistics
+    return torch.empty_like(input), *(input.new_empty(input.shape[1]) for _ in range(2))
 
 
 class Trace(TorchDispatchMode):

@@ -6,6 +6,7 @@ import torch
 
 from regaug.slimmable import SlimmablePlan
 from regaug.slimmable.shapes import shape_error
+from regaug.slimmable.trace import run_shapes
 from tests.helpers.training import CLASSES
 
 
@@ -32,3 +33,21 @@ def test_models_with_fast_norm_train_and_are_planned(train):
     assert (folder / 'last.pth.tar').exists()
     assert any(getattr(part, '_fast_norm', False) for part in model.modules())
     assert SlimmablePlan(model, (3, 32, 32)).layers
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('training', [True, False])
+def test_shapes_of_batch_norm_are_those_that_pytorch_finds(training, layout):
+    batch_norm = torch.ops.aten.native_batch_norm.default
+    input = torch.empty(2, 5, 3, 4, device='meta').to(memory_format=layout)
+    parts = torch.empty(4, 5, device='meta').unbind()
+    outputs, expected = (call(input, *parts, training, 0.1, 1e-5) for call in (own_batch_norm, batch_norm))
+    assert [(out.shape, out.stride(), out.dtype) for out in outputs] == [
+        (out.shape, out.stride(), out.dtype) for out in expected
+    ]
+    with pytest.raises(RuntimeError):
+        own_batch_norm(input, torch.empty(4, device='meta'), *parts[1:], training, 0.1, 1e-5)
+
+
+def own_batch_norm(*args):
+    return run_shapes(torch.ops.aten.native_batch_norm.default, args, {})
