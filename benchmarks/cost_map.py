@@ -21,6 +21,7 @@ _LEGEND = """Ratios of {clock} to plain training in the same round: median (mini
 
 ![costs]({picture})
 """
+COLUMNS = ['network', 'batch_size', 'round', 'configuration', 'seconds', 'cpu_seconds']
 
 
 def main(argv=None):
@@ -28,7 +29,7 @@ def main(argv=None):
     prepare_process()
     settings = [('common options', f'`{args.common}`'), ('rounds', f'{args.rounds}, after {args.warmup} of warm-up')]
     settings += environment()
-    costs, raw, on_cpu = {}, [], False
+    costs, raw = {}, []
     for network in args.networks:
         for batch_size in args.batch_sizes:
             common = f'{args.common} --model {network} -b {batch_size}'
@@ -40,9 +41,8 @@ def main(argv=None):
             raw += [(name, batch_size, *row) for row in rounds]
             costs[name, batch_size] = {each.label: cost(each, results[0], on_cpu) for each in results[1:]}
             print(name, batch_size, {label: spread.text(2) for label, spread in costs[name, batch_size].items()})
-    text = report(args.name, costs, settings, clock='processor time' if on_cpu else 'seconds')
-    columns = ['network', 'batch_size', 'round', 'configuration', 'seconds', 'cpu_seconds']
-    path = write_report(args.output, args.name, text, columns, raw)
+            clock = 'processor time' if on_cpu else 'seconds'  # written after each cell, in case a later one is refused
+            path = write_report(args.output, args.name, report(args.name, costs, settings, clock=clock), COLUMNS, raw)
     path.write_text(path.read_text().replace(f'({args.name}.png)', f'({path.stem}.png)'))
     print(plot_costs(costs, path.with_suffix('.png')))
 

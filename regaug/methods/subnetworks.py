@@ -205,9 +205,10 @@ def check_sizes(
         if single and single_values(model, shape):
             raise OptionError(f'--batch-size 1: batch-norm would see one value per channel at {option} {size}.')
         if reason is not None:
-            hint = ''
-            if hasattr(getattr(model, 'patch_embed', None), 'strict_img_size'):
-                hint = '; --model-kwargs dynamic_img_size=True makes it take any'
+            patches = getattr(model, 'patch_embed', None)
+            strict, pads = (getattr(patches, name, None) for name in ('strict_img_size', 'dynamic_img_pad'))
+            wanted = 'dynamic_img_size' if strict else 'dynamic_img_pad' if pads is False else ''
+            hint = f'; --model-kwargs {wanted}=True makes it take any' if wanted else ''
             raise OptionError(f'{option} {size}: {type(model).__name__} cannot take such images ({reason}){hint}.')
 
 

@@ -253,6 +253,9 @@ def test_a_size_that_the_model_cannot_take_is_refused():
     with pytest.raises(OptionError, match=r'^--gradaug-sizes 24: .*dynamic_img_size=True'):
         created_gradaug(*vit, '--gradaug-transforms', 'crop', '--gradaug-sizes', 32, 24)
     assert created_gradaug(*vit, 'dynamic_img_size=True', '--gradaug-sizes', 32, 16)[1] is not None
+    with pytest.raises(OptionError, match=r'^--gradaug-sizes 28: .*--model-kwargs dynamic_img_pad=True'):
+        created_gradaug(*vit, 'dynamic_img_size=True')
+    assert created_gradaug(*vit, 'dynamic_img_size=True', 'dynamic_img_pad=True')[1] is not None
     assert created_gradaug(*vit, '--gradaug-transforms', 'flip')[1] is not None
 
 
