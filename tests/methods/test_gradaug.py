@@ -248,14 +248,13 @@ def test_cost_counts_the_updates_without_subnetworks():
 
 def test_a_size_that_the_model_cannot_take_is_refused():
     vit = ['--model', 'test_vit', '--model-kwargs', 'img_size=32']
-    with pytest.raises(OptionError, match=r'^--gradaug-sizes 28: .*--model-kwargs dynamic_img_size=True'):
-        created_gradaug(*vit)
-    with pytest.raises(OptionError, match=r'^--gradaug-sizes 24: .*dynamic_img_size=True'):
+    for options, hint in ((['dynamic_img_size=False'], 'dynamic_img_size'), ([], 'dynamic_img_pad')):
+        with pytest.raises(OptionError, match=rf'^--gradaug-sizes 28: .*--model-kwargs {hint}=True'):
+            created_gradaug(*vit, *options)
+    with pytest.raises(OptionError, match=r'^--gradaug-sizes 24: .*dynamic_img_pad=True'):
         created_gradaug(*vit, '--gradaug-transforms', 'crop', '--gradaug-sizes', 32, 24)
-    assert created_gradaug(*vit, 'dynamic_img_size=True', '--gradaug-sizes', 32, 16)[1] is not None
-    with pytest.raises(OptionError, match=r'^--gradaug-sizes 28: .*--model-kwargs dynamic_img_pad=True'):
-        created_gradaug(*vit, 'dynamic_img_size=True')
-    assert created_gradaug(*vit, 'dynamic_img_size=True', 'dynamic_img_pad=True')[1] is not None
+    assert created_gradaug(*vit, '--gradaug-sizes', 32, 16)[1] is not None
+    assert created_gradaug(*vit, 'dynamic_img_pad=True')[1] is not None
     assert created_gradaug(*vit, '--gradaug-transforms', 'flip')[1] is not None
 
 
