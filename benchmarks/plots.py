@@ -77,10 +77,11 @@ def plot_costs(costs: dict[tuple[str, int], dict], path: Path) -> Path:
             medians = [spread.median for spread in spreads]
             errors = [[each.median - each.low for each in spreads], [each.high - each.median for each in spreads]]
             axis.errorbar(list(cells), medians, yerr=errors, marker='o', capsize=3, label=label)
-        axis.set(title=network, xlabel='batch size', xscale='log', ylim=(1, None))
+        axis.set(title=network, xlabel='batch size', xscale='log')
         axis.set_xticks(list(cells), map(str, cells))
         axis.minorticks_off()
     axes[0, 0].set_ylabel('cost of an update relative to plain training')
+    axes[0, 0].set_ylim(bottom=1)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=8)
     return finish(figure, path)
 
