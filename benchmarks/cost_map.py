@@ -8,12 +8,13 @@ makes one update.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
 from benchmarks.contender import Contender
 from benchmarks.plots import plot_costs
-from benchmarks.report import Spread, environment, markdown_table, paired_ratios, write_report
+from benchmarks.report import Spread, environment, markdown_table, paired_ratios, report_path, write_report
 from benchmarks.step_cost import Result, interleave, prepare_process
 from regaug.errors import OptionError
 
@@ -30,21 +31,33 @@ def main(argv=None):
     settings = [('common options', f'`{args.common}`'), ('rounds', f'{args.rounds}, after {args.warmup} of warm-up')]
     settings += environment()
     costs, raw = {}, []
-    for network in args.networks:
-        for batch_size in args.batch_sizes:
-            common = f'{args.common} --model {network} -b {batch_size}'
-            contenders = [Contender(each, common=common, num_turns=args.warmup + args.rounds) for each in args.options]
-            on_cpu = contenders[0].run.device.type == 'cpu'
-            results = [Result(contender.label) for contender in contenders]
-            rounds = interleave(contenders, results, warmup=args.warmup, rounds=args.rounds)
-            name = network.split()[0]
-            raw += [(name, batch_size, *row) for row in rounds]
-            costs[name, batch_size] = {each.label: cost(each, results[0], on_cpu) for each in results[1:]}
-            print(name, batch_size, {label: spread.text(2) for label, spread in costs[name, batch_size].items()})
-            clock = 'processor time' if on_cpu else 'seconds'  # written after each cell, in case a later one is refused
-            path = write_report(args.output, args.name, report(args.name, costs, settings, clock=clock), COLUMNS, raw)
-    path.write_text(path.read_text().replace(f'({args.name}.png)', f'({path.stem}.png)'))
-    print(plot_costs(costs, path.with_suffix('.png')))
+    for network, batch_size in itertools.product(args.networks, args.batch_sizes):
+        name = network.split()[0]
+        costs[name, batch_size], clock, rounds = measure(f'{args.common} --model {network} -b {batch_size}', args)
+        raw += [(name, batch_size, *row) for row in rounds]
+        print(name, batch_size, {label: spread.text(2) for label, spread in costs[name, batch_size].items()})
+        # Written after each cell, in case a later one is refused.
+        text = report(args, costs, settings, clock=clock)
+        path = write_report(args.output, args.name, text, COLUMNS, raw)
+        plot_costs(costs, path.with_suffix('.png'))
+    print(path)
+
+
+def measure(common, args):
+    """Costs of all configurations on one network and batch size.
+
+    On the CPU by processor time, which other programs on the machine disturb least.
+
+    Returns:
+        ({label: `Spread` of the ratio to plain training}, name of the clock, rows of `interleave`).
+    """
+    contenders = [Contender(each, common=common, num_turns=args.warmup + args.rounds) for each in args.options]
+    base, *others = results = [Result(contender.label) for contender in contenders]
+    rows = interleave(contenders, results, warmup=args.warmup, rounds=args.rounds)
+    on_cpu = contenders[0].run.device.type == 'cpu'
+    times, clock = ('processor_seconds', 'processor time') if on_cpu else ('seconds', 'seconds')
+    ratios = {each.label: paired_ratios(getattr(each, times), getattr(base, times)) for each in others}
+    return {label: Spread.of(values) for label, values in ratios.items()}, clock, rows
 
 
 def parse(argv):
@@ -62,14 +75,7 @@ def parse(argv):
     return args
 
 
-def cost(result, base, on_cpu):
-    """Spread of a configuration's cost: by the clock that other programs on the machine disturb least."""
-    if on_cpu:
-        return Spread.of(paired_ratios(result.processor_seconds, base.processor_seconds))
-    return Spread.of(paired_ratios(result.seconds, base.seconds))
-
-
-def report(name, costs, settings, *, clock):
+def report(args, costs, settings, *, clock):
     """The report as markdown: a row for each network and batch size, a column for each configuration.
 
     Args:
@@ -79,8 +85,9 @@ def report(name, costs, settings, *, clock):
     rows = [[network, size, *(cell[label].text(2) for label in labels)] for (network, size), cell in costs.items()]
     table = markdown_table(['network', 'batch', *(f'`{label}`' for label in labels)], rows)
     lines = [f'- {key}: {value}' for key, value in settings]
-    legend = _LEGEND.format(clock=clock, picture=f'{name}.png')
-    return '\n'.join([f'# Cost of an update by network and batch size: {name}', '', legend, table, '', *lines, ''])
+    picture = report_path(args.output, args.name).with_suffix('.png').name
+    title = f'# Cost of an update by network and batch size: {args.name}'
+    return '\n'.join([title, '', _LEGEND.format(clock=clock, picture=picture), table, '', *lines, ''])
 
 
 if __name__ == '__main__':

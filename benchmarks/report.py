@@ -94,6 +94,11 @@ def markdown_table(header, rows):
     return '\n'.join(f'| {" | ".join(str(cell).replace("|", chr(92) + "|") for cell in line)} |' for line in lines)
 
 
+def report_path(folder, name):
+    """Where today's report of that name lies."""
+    return Path(folder) / f'{date.today().isoformat()}-{name}.md'
+
+
 def write_report(folder, name, text, header, rows):
     """Writes `<date>-<name>.md` and the raw numbers beside it as `.csv`.
 
@@ -107,9 +112,8 @@ def write_report(folder, name, text, header, rows):
     Returns:
         Path of the report.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f'{date.today().isoformat()}-{name}.md'
+    path = report_path(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding='utf-8')
     with open(path.with_suffix('.csv'), 'w', newline='', encoding='utf-8') as file:
         csv.writer(file, lineterminator='\n').writerows([header, *rows])

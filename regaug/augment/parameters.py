@@ -178,13 +178,13 @@ class Augmentation:
         if 'cutout' in candidates:
             operated['cutout'] = candidates['cutout']
             parts.append(before_cutout)
-        images = self.finish(torch.cat(parts), list(operated.values()))
+        images = self.finish(stacked(parts), list(operated.values()))
         images = dict(zip(operated, images.split(len(input)), strict=True))
         return {name: images[name] for name in candidates}, before_cutout
 
     def operate(self, input: torch.Tensor, candidates: list[Parameters]) -> torch.Tensor:
         """Crop, flip and policy of n candidates, all together: images [n * B, C, H, W] in [0, 1]."""
-        images = torch.cat([input] * len(candidates))
+        images = stacked([input] * len(candidates))
         if 'crop' in self.groups:
             images = shift_crop(images, joined(candidates, 'offsets'), self.padding, self.pad_mode)
         if 'flip' in self.groups:
@@ -204,4 +204,9 @@ class Augmentation:
 
 def joined(candidates: Sequence[Parameters], field: str) -> torch.Tensor:
     """A field of all candidates, one after the other, [n * B, ...]."""
-    return torch.cat([getattr(params, field) for params in candidates])
+    return stacked([getattr(params, field) for params in candidates])
+
+
+def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor of all rows; a single part is not copied."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
