@@ -7,7 +7,6 @@ Source: the operators of AutoAugment and RandAugment that Xu and Zhao use in "Un
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -183,17 +182,18 @@ def shift_crop(images: torch.Tensor, offsets: torch.Tensor, padding: int, mode: 
 
     Args:
         images: [B, C, H, W].
-        offsets: row and column of the window's top left corner in the padded image [B, 2], 0 to 2 * `padding`.
+        offsets: row and column of the window's top left corner in the padded image, 0 to 2 * `padding`, for n windows
+            of each image [n * B, 2], the first ones of all images first.
         padding: pixels added on every side.
         mode: `constant` (zeros) or `reflect`.
 
     Returns:
-        New images [B, C, H, W] in the memory format of the input.
+        New images [n * B, C, H, W] in the memory format of the input.
     """
     height, width = images.shape[-2:]
     offsets = offsets.to(images.device, torch.int64, non_blocking=True)
     windows = F.pad(images, (padding,) * 4, mode=mode).unfold(2, height, 1).unfold(3, width, 1)
-    samples = torch.arange(len(images), device=images.device)
+    samples = torch.arange(len(offsets), device=images.device) % len(images)
     return _in_format_of(images, windows[samples, :, offsets[:, 0], offsets[:, 1]])
 
 
@@ -214,7 +214,7 @@ def flip(images: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
     return _in_format_of(images, images.gather(3, columns[:, None, None].expand(images.shape)))
 
 
-def _in_format_of(images: torch.Tensor, result: dict[str, Any]):
+def _in_format_of(images: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """The result as a tensor of its own with the memory format of `images`."""
-    new = torch.empty_like(images)
-    return result if result.stride() == new.stride() else new.copy_(result)
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return result.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -184,9 +184,10 @@ class Augmentation:
 
     def operate(self, input: torch.Tensor, candidates: list[Parameters]) -> torch.Tensor:
         """Crop, flip and policy of n candidates, all together: images [n * B, C, H, W] in [0, 1]."""
-        images = stacked([input] * len(candidates))
         if 'crop' in self.groups:
-            images = shift_crop(images, joined(candidates, 'offsets'), self.padding, self.pad_mode)
+            images = shift_crop(input, joined(candidates, 'offsets'), self.padding, self.pad_mode)
+        else:
+            images = stacked([input] * len(candidates))
         if 'flip' in self.groups:
             images = flip(images, joined(candidates, 'flips').bool())
         if 'policy' in self.groups:
