@@ -74,6 +74,17 @@ def processor_name():
     return names[0] if names else platform.machine()
 
 
+def device_kind(on_cpu):
+    """What a run computes on, as far as its numbers and times depend on it.
+
+    Args:
+        on_cpu: whether it trains on the processor.
+    """
+    if not on_cpu and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'{processor_name()}, {torch.backends.cpu.get_cpu_capability()}'
+
+
 def commit():
     """Short hash of the commit, marked when tracked files differ from it; `unknown` outside a checkout."""
     try:

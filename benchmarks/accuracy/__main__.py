@@ -2,8 +2,9 @@
 
     python -m benchmarks.accuracy benchmarks/specs/digits_low_label.yaml --out output/digits --jobs 2
 
-The same command goes on where it was stopped or killed; finished runs are kept. The specs lie in specs/, the rules of
-measurement in README.md beside this folder.
+The same command goes on where it was stopped or killed; finished runs are kept. Runs of several folders, or
+machines, become one report by `--runs`. The specs lie in specs/, the rules of measurement in README.md beside this
+folder.
 """
 
 import argparse
@@ -26,7 +27,10 @@ def main(argv=None):
     for name in ('jobs', 'threads'):
         if getattr(args, name) < 1:
             raise OptionError(f'--{name} {getattr(args, name)}: must be 1 or more.')
-    harness = Harness(spec, Path(args.out), data_dir=args.data_dir, jobs=args.jobs, threads=args.threads, say=say)
+    files = [Path(path) for path in args.runs]
+    harness = Harness(
+        spec, Path(args.out), data_dir=args.data_dir, jobs=args.jobs, threads=args.threads, runs=files, say=say
+    )
     status = report_only(harness) if args.report else run(harness)
     return status or int(any(not result.finished for result in harness.results.values()))
 
@@ -79,6 +83,7 @@ def parse(argv):
     parser.add_argument('--seeds', type=int, help="number of seeds in place of the spec's")
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=1, help='threads of each process (default: %(default)s)')
+    parser.add_argument('--runs', nargs='+', default=[], help='runs.csv of other folders: their runs count as done')
     parser.add_argument('--report', action='store_true', help='run nothing, report what there is')
     return parser.parse_args(argv)
 

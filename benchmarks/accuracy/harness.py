@@ -3,20 +3,24 @@
 import fcntl
 import functools
 import os
+import shlex
 import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import yaml
 
-from benchmarks.accuracy import processes, results
+from benchmarks.accuracy import processes
 from benchmarks.accuracy.digits import write_digits
+from benchmarks.accuracy.results import Result, collect, failure, load, read_csv, save, seconds_left
 from benchmarks.accuracy.spec import Spec, difference_to
+from benchmarks.report import device_kind
 from regaug.errors import OptionError
 from regaug.files import write_whole
 
@@ -29,6 +33,7 @@ class Stopped(Exception):
     """A signal asked the harness to stop."""
 
 
+@dataclass
 class Harness:
     """The runs of a spec in a folder.
 
@@ -38,6 +43,7 @@ class Harness:
         data_dir: Folder of the data, '' with the embedded digits.
         jobs: Processes at a time.
         threads: Threads of each.
+        runs: Files `runs.csv` of other folders, whose finished runs count as done.
         say: Gets a line at every run's end.
 
     Attributes:
@@ -45,15 +51,15 @@ class Harness:
         on_result: Called after every run.
     """
 
-    def __init__(self, spec: Spec, out: Path, *, data_dir: str, jobs: int, threads: int, say: Callable = print):
-        self.spec = spec
-        self.out = out
-        self.data_dir = data_dir
-        self.jobs = jobs
-        self.threads = threads
-        self.say = say
-        self.results: dict[tuple[str, int], results.Result] = {}
-        self.on_result: Callable = lambda: None
+    spec: Spec
+    out: Path
+    data_dir: str
+    jobs: int
+    threads: int
+    runs: Sequence[Path] = ()
+    say: Callable = print
+    results: dict[tuple[str, int], Result] = field(default_factory=dict)
+    on_result: Callable = lambda: None
 
     def check_folder(self):
         """Compares the folder with the spec; writes nothing.
@@ -85,7 +91,7 @@ class Harness:
                 process = processes.start(argv, place, self.threads)
                 process.join()
                 if process.exitcode == REFUSED:
-                    raise OptionError(f'variant {variant}: {results.failure(place, process.exitcode)}')
+                    raise OptionError(f'variant {variant}: {failure(place, process.exitcode)}')
 
     def open(self):
         """Takes the folder and reads what an earlier harness finished in it; failed runs are tried again.
@@ -113,12 +119,29 @@ class Harness:
         os.close(self._lock)
 
     def read_results(self):
-        """Reads the results of the runs that ended before."""
+        """Reads the results of the runs that ended before, here and elsewhere."""
         for variant in self.spec.rows:
             for seed in range(self.spec.seeds):
-                result = results.load(self.folder(variant, seed))
+                result = load(self.folder(variant, seed))
                 if result is not None:
                     self.results[variant, seed] = result
+        for path in self.runs:
+            self.adopt(path)
+
+    def adopt(self, path: Path):
+        """Counts the finished runs of another folder's `runs.csv` as done where this one has none of its own.
+
+        Raises:
+            OptionError: The file cannot be read, or a run in it was made with other options than the spec's.
+        """
+        for result in read_csv(path):
+            run = result.variant, result.seed
+            wanted = result.variant in self.spec.rows and result.seed < self.spec.seeds and result.finished
+            if not wanted or (run in self.results and self.results[run].finished):
+                continue
+            if not self.spec.matches(result.variant, result.options):
+                raise OptionError(f'--runs {path}: {result.variant}, seed {result.seed}: made with other options.')
+            self.results[run] = result
 
     def folder(self, variant: str, seed: int) -> Path:
         return self.out / 'runs' / variant / f'seed{seed}'
@@ -139,18 +162,19 @@ class Harness:
     def cost(self, method: str) -> float | None:
         """Time of a method relative to the base: the median over the first seeds; None while one of them is missing.
 
-        Processor time on the CPU, where other programs share the machine; wall time elsewhere.
+        Pairs on different kinds of devices do not count. Processor time on the CPU, where other programs share the
+        machine; wall time elsewhere.
         """
         ratios = []
         for seed in range(min(COST_SEEDS, self.spec.seeds)):
             pair = [self.results.get((variant, seed)) for variant in (method, self.spec.base)]
             if None in pair:
                 return None
-            if all(result.finished for result in pair):
+            if all(result.finished for result in pair) and pair[0].device == pair[1].device:
                 ratios.append(self.duration(pair[0]) / self.duration(pair[1]))
         return statistics.median(ratios) if ratios else None
 
-    def duration(self, result: results.Result) -> float:
+    def duration(self, result: Result) -> float:
         """Seconds of training by the clock that counts on this device."""
         return result.processor_seconds if self.on_cpu else result.seconds
 
@@ -167,11 +191,19 @@ class Harness:
         data = self.data_dir
         if self.spec.digits:
             data = write_digits(self.out / 'data' / f'split{seed}', self.spec.digits, seed)
-        words = self.spec.argv(variant) if variant in self.spec.variants else self.longer_argv(variant)
-        words = [*words, '--data-dir', str(data), '--seed', str(seed), '--resume', 'auto', '--exact-resume']
+        own = ['--data-dir', str(data), '--seed', str(seed), '--resume', 'auto', '--exact-resume']
         if self.spec.args(self.spec.base).labels_per_class:
-            words += ['--label-split', str(seed)]
-        return [*words, '--output', str(self.out / 'runs' / variant), '--experiment', f'seed{seed}']
+            own += ['--label-split', str(seed)]
+        own += ['--output', str(self.out / 'runs' / variant), '--experiment', f'seed{seed}']
+        return [*self.words(variant), *own]
+
+    def words(self, variant: str) -> list[str]:
+        """Arguments of a row of the table, without data, seed and folders.
+
+        Raises:
+            OptionError: The cost that its length follows from could not be measured.
+        """
+        return self.spec.argv(variant) if variant in self.spec.variants else self.longer_argv(variant)
 
     def longer_argv(self, variant: str) -> list[str]:
         """The base's arguments with as many epochs as the time of a method allows, evaluated as many times."""
@@ -235,16 +267,17 @@ class Harness:
         try:
             argv = self.argv(variant, seed)
         except OptionError as error:
-            self.results[variant, seed] = results.Result(variant, seed, status='failed', reason=str(error))
-            results.save(self.results[variant, seed], folder)
+            self.results[variant, seed] = Result(variant, seed, status='failed', reason=str(error))
+            save(self.results[variant, seed], folder)
             return None
         return processes.start(argv, folder, self.threads)
 
     def finish(self, variant: str, seed: int, exit_status: int, wall_seconds: float):
         """Keeps the result of a run that ended, and of its files those that are small."""
         folder = self.folder(variant, seed)
-        result = results.collect(folder, variant, seed, exit_status=exit_status, wall_seconds=wall_seconds)
-        results.save(result, folder)
+        result = collect(folder, variant, seed, exit_status=exit_status, wall_seconds=wall_seconds)
+        result.device, result.options = device_kind(self.on_cpu), shlex.join(self.words(variant))
+        save(result, folder)
         self.results[variant, seed] = result
         if result.finished:
             for path in folder.glob('*.pth.tar'):
@@ -254,24 +287,9 @@ class Harness:
         """Says how a run ended and how long the others will take."""
         result = self.results[variant, seed]
         outcome = f'{result.final:.2f} %' if result.finished else f'failed: {result.reason}'
-        left = timedelta(seconds=round(self.seconds_left(queue, running)))
+        left = timedelta(seconds=round(seconds_left(self.results, queue, running) / self.jobs))
         self.say(f'[{done}/{total}] {variant} seed {seed}: {outcome}; about {left} left')
         self.on_result()
-
-    def seconds_left(self, queue, running) -> float:
-        """Wall seconds to the end: a run takes the mean of its variant's, or of all, as long as none has ended."""
-        known = {}
-        for (variant, _), result in self.results.items():
-            if result.finished:
-                known.setdefault(variant, []).append(result.wall_seconds)
-        if not known:
-            return 0.0
-        overall = statistics.fmean(value for values in known.values() for value in values)
-        means = {variant: statistics.fmean(values) for variant, values in known.items()}
-        seconds = sum(means.get(variant, overall) for variant, _ in queue)
-        for _, variant, _, begin in running.values():
-            seconds += max(0.0, means.get(variant, overall) - (time.monotonic() - begin))
-        return seconds / self.jobs
 
 
 def raise_stopped(number, frame):

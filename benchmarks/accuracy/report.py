@@ -1,16 +1,15 @@
 """The report of a comparison: every run as CSV, a markdown table, a picture."""
 
-import csv
-import io
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.accuracy.harness import COST_SEEDS, Harness
-from benchmarks.accuracy.results import COLUMNS, Result
+from benchmarks.accuracy.results import Result, write_csv
 from benchmarks.curves import LAST
 from benchmarks.intervals import Interval, paired_interval
-from benchmarks.report import environment, markdown_table
+from benchmarks.report import device_kind, environment, markdown_table
 from regaug.files import write_whole
 
 _HEADER = [
@@ -29,8 +28,8 @@ run, the median of its last {last} evaluations, or of all where there are fewer.
 (the same training images, the same start) with their 95 % interval by Student's t; an interval in bold type excludes 0.
 There are {count} comparisons here: of so many intervals some exclude 0 by chance even where nothing differs. Updates
 are as many as the base's but in rows of longer training. Cost: {clock} of training, relative to `{base}` on the same
-seeds. Equal time: against `{base}` trained so much longer as the cost over the first {seeds} seeds said, in the row of
-that name.
+seeds and device. Equal time: against `{base}` trained so much longer as the cost over the first {seeds} seeds said, in
+the row of that name.
 
 *Best epoch: chosen on the test images, so it is no estimate of the accuracy on new ones; for reference alone.
 """
@@ -93,8 +92,8 @@ def table(harness: Harness) -> list[Row]:
 
 
 def relative_cost(harness: Harness, runs: dict[int, Result], base_runs: dict[int, Result]) -> float | None:
-    """Ratio of the sums over the seeds that both have."""
-    shared = runs.keys() & base_runs.keys()
+    """Ratio of the sums over the seeds that both have run on the same kind of device."""
+    shared = [seed for seed in runs if seed in base_runs and runs[seed].device == base_runs[seed].device]
     if not shared:
         return None
     seconds, base_seconds = (sum(harness.duration(which[seed]) for seed in shared) for which in (runs, base_runs))
@@ -115,7 +114,8 @@ def markdown(harness: Harness) -> str:
     if spec.digits:
         data = f'{spec.digits} images of each class of the embedded digits to train on, all others to test on'
     common = ' '.join(filter(None, [spec.config and f'-c {spec.config}', spec.options.strip()]))
-    parts = [f'# {spec.title or "Comparison"}', '\n'.join(f'- {name}: {value}' for name, value in environment())]
+    facts = [*environment(), *devices(harness)]
+    parts = [f'# {spec.title or "Comparison"}', '\n'.join(f'- {name}: {value}' for name, value in facts)]
     parts.append(f'Data: {data}. Options of all: `{common}`')
     if rows:
         header = [text.format(base=spec.base) for text in _HEADER]
@@ -129,6 +129,14 @@ def markdown(harness: Harness) -> str:
         reasons = [f'- {result.variant}, seed {result.seed}: {result.reason}' for result in failed]
         parts.append('Failed runs, which no row above contains:\n\n' + '\n'.join(reasons))
     return '\n\n'.join(parts) + '\n'
+
+
+def devices(harness: Harness) -> list[tuple[str, str]]:
+    """What the finished runs ran on, where that is more than one kind of device or another than the one at hand."""
+    counts = Counter(result.device for result in harness.results.values() if result.finished and result.device)
+    if counts.keys() <= {device_kind(harness.on_cpu)}:
+        return []
+    return [('runs', '; '.join(f'{count} on {device}' for device, count in counts.most_common()))]
 
 
 def legend(harness: Harness, rows: list[Row]) -> str:
@@ -168,14 +176,10 @@ def difference(interval: Interval | None) -> str:
 
 def write_runs(harness: Harness) -> Path:
     """Writes the CSV of all runs, failed ones included."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, extrasaction='ignore', lineterminator='\n')
-    writer.writeheader()
     order = {name: index for index, name in enumerate(harness.spec.rows)}
-    for _, result in sorted(harness.results.items(), key=lambda item: (order[item[0][0]], item[0][1])):
-        writer.writerow(vars(result))
+    runs = sorted(harness.results.values(), key=lambda result: (order[result.variant], result.seed))
     path = harness.out / 'runs.csv'
-    write_whole(path, text.getvalue())
+    write_csv(runs, path)
     return path
 
 

@@ -66,6 +66,17 @@ class Spec:
         config = ['-c', self.config] if self.config else []
         return [*config, *shlex.split(self.options), *shlex.split(self.variants[variant])]
 
+    def matches(self, row: str, options: str) -> bool:
+        """Whether a run of a row was made with what this spec says.
+
+        Args:
+            row: Its name; a longer base's number of epochs, which follows from a measurement, may be any.
+            options: The run's options as one line.
+        """
+        longer = row not in self.variants
+        expected = shlex.join(self.argv(self.base if longer else row))
+        return options.startswith(f'{expected} ') if longer else options == expected
+
     def args(self, variant: str) -> Namespace:
         """The options of a variant as train.py parses them."""
         return parse_train([*self.argv(variant), '--data-dir', '.'])

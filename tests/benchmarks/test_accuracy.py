@@ -67,6 +67,11 @@ def test_spec_gives_the_same_numbers_again_and_an_equal_variant_differs_by_nothi
     assert '4 of 4 runs are finished already.' in capsys.readouterr().out
     assert not list((tmp_path / 'out').glob('runs/*/*/*.pth.tar'))
 
+    runs = str(tmp_path / 'out' / 'runs.csv')
+    assert main([*spec(variants, seeds=2, out='merged'), '--runs', runs]) == 0
+    assert '4 of 4 runs are finished already.' in capsys.readouterr().out
+    assert (tmp_path / 'merged' / 'runs.csv').read_text() == (tmp_path / 'out' / 'runs.csv').read_text()
+
 
 def test_base_is_trained_for_the_time_that_a_method_took(spec, tmp_path):
     assert main(spec({'plain': '', 'gradaug': '--gradaug 2'}, equal_time=['gradaug'], options=('--epochs', 6))) == 0

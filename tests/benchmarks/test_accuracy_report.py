@@ -6,43 +6,14 @@ import pytest
 import yaml
 
 from benchmarks.accuracy import results
-from benchmarks.accuracy.harness import Harness
 from benchmarks.accuracy.report import markdown, table, write_all, write_runs
-from benchmarks.accuracy.results import Result
-from benchmarks.accuracy.spec import Spec, read_spec
+from benchmarks.accuracy.results import Result, seconds_left
+from benchmarks.accuracy.spec import Spec
 from regaug.errors import OptionError
 from regaug.options import parse_train
+from tests.helpers.accuracy import OPTIONS, add, make_harness
 
-OPTIONS = '--model test_resnet --num-classes 10 --epochs 40 --val-interval 10 --device cpu'
-VARIANTS = {'plain': '', 'same': '', 'method': '--mixup 0.5', 'broken': '--mixup 0.7'}
 FINALS = {'plain': (90.0, 92.0, 94.0), 'same': (90.0, 92.0, 94.0), 'method': (91.0, 94.0, 97.0)}
-
-
-def make_harness(folder, *, seeds=3, options=OPTIONS, digits=0):
-    path = folder / 'spec.yaml'
-    spec = dict(title='Demo', digits=digits, seeds=seeds, base='plain', options=options, variants=VARIANTS)
-    path.write_text(yaml.safe_dump({**spec, 'equal_time': ['method']}, sort_keys=False))
-    said = []
-    harness = Harness(read_spec(str(path)), folder / 'out', data_dir=str(folder), jobs=1, threads=1, say=said.append)
-    harness.out.mkdir(exist_ok=True)
-    return harness
-
-
-def add(harness, variant, seed, final, *, seconds=10.0, epochs=40):
-    harness.results[variant, seed] = Result(
-        variant,
-        seed,
-        epochs=epochs,
-        final=final,
-        last_median=final - 1,
-        best=final + 1,
-        best_at=10,
-        train_loss=0.1,
-        seconds=7 * seconds,  # the machine was busy
-        processor_seconds=seconds,
-        wall_seconds=99.0,
-        curve=[[10, final + 1], [epochs, final]],
-    )
 
 
 @pytest.fixture
@@ -210,16 +181,20 @@ def test_longer_run_waits_for_the_running_ones_that_tell_its_cost(tmp_path):
 
 def test_time_left_is_that_of_what_is_queued_and_running_shared_by_the_jobs(tmp_path, monkeypatch):
     harness = make_harness(tmp_path)
-    assert harness.seconds_left([('plain', 0)], {}) == 0.0  # nothing known yet
+    assert seconds_left({}, [('plain', 0)], {}) == 0.0  # nothing known yet
     add(harness, 'plain', 0, 90.0)
     harness.results['plain', 0].wall_seconds = 10.0
     add(harness, 'method', 0, 90.0)
     harness.results['method', 0].wall_seconds = 30.0
-    monkeypatch.setattr('benchmarks.accuracy.harness.time.monotonic', lambda: 100.0)
+    monkeypatch.setattr('benchmarks.accuracy.results.time.monotonic', lambda: 100.0)
     running = {1: (None, 'method', 1, 88.0)}
-    assert harness.seconds_left([('plain', 1), ('same', 1)], running) == 10.0 + 20.0 + 18.0
+    queue = [('plain', 1), ('same', 1)]
+    assert seconds_left(harness.results, queue, running) == 10.0 + 20.0 + 18.0
     harness.jobs = 2
-    assert harness.seconds_left([('plain', 1), ('same', 1)], running) == 24.0
+    said = []
+    harness.say = said.append
+    harness.tell('plain', 0, 1, 4, queue, running)
+    assert said == ['[1/4] plain seed 0: 90.00 %; about 0:00:24 left']
 
 
 def test_folder_of_another_spec_or_of_something_else_is_refused(tmp_path):
