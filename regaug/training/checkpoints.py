@@ -17,13 +17,14 @@ _logger = logging.getLogger('train')
 class Saver(CheckpointSaver):
     """timm's saver, except that a file under its final name is always complete and its weights are finite.
 
-    Recovery checkpoints are marked: the epoch in which they were written is not finished.
+    Recovery checkpoints are marked: the epoch in which they were written is not finished. `save_between` writes one of
+    a finished epoch that is not evaluated and so has no place in the ranking.
 
     Raises:
         OptionError: from the save methods, when a file cannot be written (a full disk); earlier ones are intact.
     """
 
-    _interrupted = False
+    _recovery = None  # while a recovery checkpoint is written: what its saver's state says beside the history
 
     def save_checkpoint(self, epoch: int, metric: Any = None):
         """Save an epoch, unless the weights are not finite.
@@ -41,18 +42,29 @@ class Saver(CheckpointSaver):
         Returns:
             Path of the file, None if it was not saved.
         """
-        if not self._check_finite(f'update {batch_idx} of epoch {epoch}'):
+        return self._recover(epoch, batch_idx, f'update {batch_idx} of epoch {epoch}', {'interrupted': True})
+
+    def save_between(self, epoch: int):
+        """Save a finished epoch beside the ranked ones, as `recovery-<epoch>-end`, unless the weights are not finite.
+
+        Returns:
+            Path of the file, None if it was not saved.
+        """
+        return self._recover(epoch, 'end', f'epoch {epoch}', {})
+
+    def _recover(self, epoch: int, place: int | str, what: str, mark: dict) -> str | None:
+        if not self._check_finite(what):
             return None
-        self._interrupted = True
+        self._recovery = mark
         try:
-            super().save_recovery(epoch, batch_idx)
+            super().save_recovery(epoch, place)
         finally:
-            self._interrupted = False
+            self._recovery = None
         return self.curr_recovery_file
 
     def state_dict(self, epoch: int | None = None, metric: Any = None):
-        if self._interrupted:  # no checkpoint of this epoch is about to join the history
-            return {**super().state_dict(), 'interrupted': True}
+        if self._recovery is not None:  # no checkpoint of this epoch is about to join the history
+            return {**super().state_dict(), **self._recovery}
         return super().state_dict(epoch, metric)
 
     def restore(self, path: str | Path):

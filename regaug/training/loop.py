@@ -79,6 +79,8 @@ def run_epoch(run: Any, epoch: int):
     share_batch_norm(run.args, run.task.get_trainable_module())
 
     if not is_evaluated(args, epoch, run.num_epochs):
+        if run.primary and args.exact_resume:
+            run.saver.save_between(epoch)  # the middle of the next epoch will be no place to resume exactly from
         if run.scheduler is not None:
             run.scheduler.step(epoch + 1, metric=None)
         return None

@@ -156,6 +156,18 @@ def test_recovery_checkpoints_are_marked_and_others_are_not(saver, tmp_path):
     assert set(marked.values()) == {None}
 
 
+def test_epoch_saved_between_evaluations_is_finished_and_joins_no_ranking(saver, tmp_path):
+    saver.save_checkpoint(0, 1.0)
+    path = saver.save_between(1)
+    assert path == str(tmp_path / 'run' / 'recovery-1-end.pth.tar')
+    assert next_epoch(read_checkpoint(path)) == (2, False)
+    assert find_newest(tmp_path / 'run', finished_only=True) == path
+    assert [name.rpartition('/')[2] for name, _ in saver.checkpoint_files] == ['checkpoint-0.pth.tar']
+    assert read_checkpoint(path)['saver'].get('pending') in (None, (None, None))
+    path = saver.save_recovery(2, 3)
+    assert next_epoch(read_checkpoint(path)) == (2, True)  # the mark of one does not stay for the other
+
+
 def test_two_recovery_checkpoints_are_kept(saver, tmp_path):
     for update in (1, 2, 3):
         saver.save_recovery(0, update)
@@ -208,7 +220,7 @@ def folder(saver, tmp_path):
 
     def make(name, epoch, age=0, interrupted=False):
         path = tmp_path / 'newest' / name
-        saver._interrupted = interrupted
+        saver._recovery = {'interrupted': True} if interrupted else None
         saver._save(str(path), epoch)
         os.utime(path, (1e9 - age, 1e9 - age))
         return str(path)

@@ -212,6 +212,23 @@ def test_a_finished_epoch_is_not_repeated_after_a_signal(whole, train, monkeypat
     assert_same_training(stopped, whole)
 
 
+def test_a_finished_epoch_without_evaluation_is_not_repeated_after_a_signal(whole, train, stop_at, caplog):
+    """Also where the middle of an epoch is no place to go on from: checkpoints lie `--val-interval` epochs apart."""
+    rarely = [*EXACT, '--val-interval', 3]
+    log = follow_log(caplog)
+    stop_at(1, 1)
+    stopped = train(*rarely, experiment='stopped', status=143)
+    assert not list(stopped.glob('checkpoint*'))
+    assert 'Stopped in epoch 1, which will be repeated from its start' in log.text
+    stop_at(-1, -1)
+    resume = resume_option(log.text)
+    assert Path(resume[1]).name == 'recovery-0-end.pth.tar'
+    log = follow_log(caplog)
+    train(*rarely, *resume, experiment='stopped')
+    assert 'Train: 0 ' not in log.text and 'Train: 1 ' in log.text
+    assert_same_training(stopped, whole, from_epoch=2)
+
+
 def test_a_signal_in_the_last_epoch_after_its_last_update_lets_the_run_end(train, stop_at):
     stop_at(1, 3)
     folder = train('--log-interval', 1, '--val-split', '')
