@@ -86,6 +86,33 @@ def plot_costs(costs: dict[tuple[str, int], dict], path: Path) -> Path:
     return finish(figure, path)
 
 
+def plot_differences(panels: dict[str, dict], path: Path) -> Path:
+    """Draws differences to a base with their intervals, a panel for each comparison.
+
+    Args:
+        panels: (`Interval`, cost or None) by method, by comparison.
+        path: PNG file to write.
+    """
+    methods = list(dict.fromkeys(method for panel in panels.values() for method in panel))[::-1]
+    size = (2 + 3.2 * len(panels), 1.2 + 0.32 * len(methods))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout='constrained')
+    for axis, (name, panel) in zip(axes[0], panels.items(), strict=True):
+        axis.axvline(0, color='black', linewidth=0.8)
+        for method, (interval, cost) in panel.items():
+            height = methods.index(method)
+            half = interval.high - interval.mean if interval.count > 2 else 0.0
+            color = 'C7' if not interval.excludes_zero else 'C2' if interval.mean > 0 else 'C3'
+            axis.errorbar(interval.mean, height, xerr=half, marker='o', capsize=3, color=color)
+            if cost is not None:
+                axis.annotate(
+                    f'{cost:.1f}x', (1.01, height), xycoords=('axes fraction', 'data'), fontsize=7, va='center'
+                )
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel('points of top-1')
+    axes[0, 0].set_yticks(range(len(methods)), methods, fontsize=8)
+    return finish(figure, path)
+
+
 def finish(figure, path: Path) -> Path:
     """Writes a figure whole and closes it."""
     for axis in figure.axes:

@@ -15,6 +15,7 @@ import torch
 import regaug
 
 ROOT = Path(__file__).parent.parent
+CPU = 'CPU '  # what `device_kind` begins with where training was on the processor
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def device_kind(on_cpu):
     """
     if not on_cpu and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f'{processor_name()}, {torch.backends.cpu.get_cpu_capability()}'
+    return f'{CPU}{processor_name()}, {torch.backends.cpu.get_cpu_capability()}'
 
 
 def commit():

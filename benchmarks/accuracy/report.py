@@ -2,6 +2,7 @@
 
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def table(harness: Harness) -> list[Row]:
                 {seed: result.last_median for seed, result in runs.items()},
                 {seed: result.best for seed, result in runs.items()},
                 next(iter(runs.values())).epochs,
-                relative_cost(harness, runs, finished[spec.base]),
+                relative_cost(runs, finished[spec.base], harness.duration),
                 paired_interval(finals[name], finals[spec.base]) if name != spec.base else None,
                 paired_interval(finals[name], finals[longer]) if longer else None,
                 mean_curve(list(runs.values())),
@@ -91,12 +92,18 @@ def table(harness: Harness) -> list[Row]:
     return rows
 
 
-def relative_cost(harness: Harness, runs: dict[int, Result], base_runs: dict[int, Result]) -> float | None:
-    """Ratio of the sums over the seeds that both have run on the same kind of device."""
+def relative_cost(runs: dict[int, Result], base_runs: dict[int, Result], duration: Callable) -> float | None:
+    """Ratio of the sums over the seeds that both have run on the same kind of device.
+
+    Args:
+        runs: Results by seed.
+        base_runs: Those of the base.
+        duration: Gives the seconds of a result.
+    """
     shared = [seed for seed in runs if seed in base_runs and runs[seed].device == base_runs[seed].device]
     if not shared:
         return None
-    seconds, base_seconds = (sum(harness.duration(which[seed]) for seed in shared) for which in (runs, base_runs))
+    seconds, base_seconds = (sum(duration(which[seed]) for seed in shared) for which in (runs, base_runs))
     return seconds / base_seconds
 
 

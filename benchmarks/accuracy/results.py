@@ -156,7 +156,7 @@ def read_csv(path: Path) -> list[Result]:
                 raise ValueError(f'its columns are not {", ".join(COLUMNS)}')
             return [_result(row, reader.line_num) for row in reader]
     except (OSError, ValueError) as error:
-        raise OptionError(f'--runs {path}: no runs.csv of this benchmark ({error}).') from None
+        raise OptionError(f'{path}: no runs.csv of this benchmark ({error}).') from None
 
 
 def _result(row: dict, line: int) -> Result:

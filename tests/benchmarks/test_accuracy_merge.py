@@ -104,7 +104,7 @@ def test_file_that_is_none_of_the_benchmark_is_refused(made, tmp_path, text):
     path.unlink()
     if text is not None:
         path.write_bytes(text.replace('HEADER', header).encode('latin-1'))
-    with pytest.raises(OptionError, match=r'--runs .*: no runs.csv of this benchmark') as caught:
+    with pytest.raises(OptionError, match=r'no runs.csv of this benchmark') as caught:
         reader(tmp_path / 'other', path).read_results()
     assert '\n' not in str(caught.value)
 
