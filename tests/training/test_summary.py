@@ -154,6 +154,7 @@ def test_a_full_disk_leaves_the_earlier_table_as_it_was(tmp_path, monkeypatch, m
 
 def test_a_run_writes_one_row_for_each_evaluated_epoch(train):
     folder = train('--epochs', 5, '--val-interval', 2)
+    assert not list(folder.glob('recovery*'))  # those between are kept for `--exact-resume` alone
     rows = read_summary(folder)
     assert [int(row['epoch']) for row in rows] == [1, 3, 4]
     assert list(rows[0]) == [*TIMM_COLUMNS, 'phase']
