@@ -22,7 +22,7 @@ def main(argv=None):
     if not Path(args.data_dir or '.').is_dir():
         raise OptionError(f'--data-dir {args.data_dir}: there is no such folder.')
     spec = read_spec(args.spec, seeds=args.seeds)
-    if not spec.digits and not args.data_dir:
+    if not (spec.digits or args.data_dir or args.report):
         raise OptionError(f'--data-dir is missing: {args.spec} needs a folder of data.')
     for name in ('jobs', 'threads'):
         if getattr(args, name) < 1:

@@ -159,7 +159,7 @@ def test_report_alone_runs_nothing(spec, tmp_path, capsys):
     log = tmp_path / 'out' / 'runs' / 'plain' / 'seed0' / 'log.txt'
     written, report = log.stat().st_mtime_ns, tmp_path / 'out' / 'report.md'
     report.unlink()
-    assert main([*arguments, '--report']) == 0
+    assert main([*arguments, '--report', '--data-dir', '']) == 0
     assert report.exists() and log.stat().st_mtime_ns == written
 
 
