@@ -65,6 +65,7 @@ def report_only(harness):
     harness.read_results()
     if not harness.results:
         raise OptionError(f'--out {harness.out}: no run of this spec has ended there.')
+    harness.out.mkdir(parents=True, exist_ok=True)  # all of it may come from `--runs`
     announce(harness)
 
 

@@ -73,9 +73,10 @@ class Spec:
             row: Its name; a longer base's number of epochs, which follows from a measurement, may be any.
             options: The run's options as one line.
         """
-        longer = row not in self.variants
-        expected = shlex.join(self.argv(self.base if longer else row))
-        return options.startswith(f'{expected} ') if longer else options == expected
+        if row in self.variants:
+            return options == shlex.join(self.argv(row))
+        base = re.escape(shlex.join(self.argv(self.base)))
+        return bool(re.fullmatch(rf'{base} --epochs \d+ --val-interval \d+', options))
 
     def args(self, variant: str) -> Namespace:
         """The options of a variant as train.py parses them."""

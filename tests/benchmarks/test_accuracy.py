@@ -71,6 +71,8 @@ def test_spec_gives_the_same_numbers_again_and_an_equal_variant_differs_by_nothi
     assert main([*spec(variants, seeds=2, out='merged'), '--runs', runs]) == 0
     assert '4 of 4 runs are finished already.' in capsys.readouterr().out
     assert (tmp_path / 'merged' / 'runs.csv').read_text() == (tmp_path / 'out' / 'runs.csv').read_text()
+    assert main([*spec(variants, seeds=2, out='report'), '--runs', runs, '--report']) == 0
+    assert '| same | 2 | 2 |' in (tmp_path / 'report' / 'report.md').read_text()
 
 
 def test_base_is_trained_for_the_time_that_a_method_took(spec, tmp_path):

@@ -25,7 +25,8 @@ def made(tmp_path):
         add(harness, 'method', seed, 92.0 + seed + 1 / 3, seconds=20.0)
     add(harness, 'plain-time-of-method', 0, 93.0, seconds=20.0, epochs=80)
     for (variant, _), result in harness.results.items():
-        result.options = OPTIONS + {'plain': '', 'method': ' --mixup 0.5'}.get(variant, ' --epochs 80')
+        more = {'plain': '', 'method': ' --mixup 0.5'}
+        result.options = OPTIONS + more.get(variant, ' --epochs 80 --val-interval 20')
         result.device = 'processor A'
     return harness, write_runs(harness)
 
@@ -81,7 +82,8 @@ def test_seeds_and_variants_that_the_spec_leaves_out_are_left_out(made, tmp_path
         ('plain', f'{OPTIONS} --lr 1'),
         ('method', OPTIONS),
         ('plain-time-of-method', OPTIONS),  # no number of epochs: not what the harness gives it
-        ('plain-time-of-method', '--lr 1 --epochs 80'),
+        ('plain-time-of-method', '--lr 1 --epochs 80 --val-interval 20'),
+        ('plain-time-of-method', f'{OPTIONS} --epochs 80 --val-interval 20 --lr 1'),
         ('plain', ''),
     ],
 )
