@@ -24,7 +24,7 @@ def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
         title: Of the picture.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout='constrained')
-    lowest = min(row.curve[-1][1] for row in rows)
+    cut = min(row.curve[-1][1] for row in rows) - _BELOW
     for index, row in enumerate(rows):
         style = dict(color=f'C{index % 10}', marker='os^Dv'[index // 10 % 5], label=f'{row.name} ({len(row.finals)})')
         interval = mean_interval(list(row.finals.values()))
@@ -34,7 +34,9 @@ def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
         right.plot(*zip(*row.curve), markersize=3, **style)
     left.set(xlabel='cost of training relative to the base', ylabel='top-1, % (mean, 95 % interval)')
     left.legend(fontsize=7, title='variant (runs)', title_fontsize=7)
-    right.set(xlabel='epoch', ylabel='top-1, % (mean)', ylim=(max(0.0, lowest - _BELOW), None))
+    right.set(xlabel='epoch', ylabel='top-1, % (mean)')
+    if right.get_ylim()[0] < cut:
+        right.set_ylim(bottom=cut)
     figure.suptitle(title)
     return finish(figure, path)
 
