@@ -23,7 +23,7 @@ def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
         path: PNG file to write.
         title: Of the picture.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout='constrained')
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14.5, 5.5), layout='constrained')
     cut = min(row.curve[-1][1] for row in rows) - _BELOW
     for index, row in enumerate(rows):
         style = dict(color=f'C{index % 10}', marker='os^Dv'[index // 10 % 5], label=f'{row.name} ({len(row.finals)})')
@@ -33,10 +33,11 @@ def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
             left.errorbar(row.cost, interval.mean, yerr=half, capsize=3, **style)
         right.plot(*zip(*row.curve), markersize=3, **style)
     left.set(xlabel='cost of training relative to the base', ylabel='top-1, % (mean, 95 % interval)')
-    left.legend(fontsize=7, title='variant (runs)', title_fontsize=7)
     right.set(xlabel='epoch', ylabel='top-1, % (mean)')
     if right.get_ylim()[0] < cut:
         right.set_ylim(bottom=cut)
+    legend = dict(loc='outside right upper', fontsize=7, title='variant (runs)', title_fontsize=7)
+    figure.legend(*right.get_legend_handles_labels(), **legend)
     figure.suptitle(title)
     return finish(figure, path)
 
