@@ -1,14 +1,32 @@
-"""What the tests of MaxUp share: its candidates, and their losses by fresh copies of the model."""
+"""What the tests of MaxUp share: tasks, their candidates, and the losses of these by fresh copies of the model."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
+from timm.loss import SoftTargetCrossEntropy
 
-from tests.helpers.training import CLASSES, selector_of
+from regaug.augment.mix import CutMix, Cutout, GaussianNoise, Mixup
+from regaug.methods.maxup import MaxUp
+from regaug.methods.scoring import Scorer
+from tests.helpers.training import CLASSES, make_task, selector_of, set_selector
 
 LABELS = dict(num_classes=CLASSES, smoothing=0.1)
+AUGMENTATIONS = {
+    'cutmix': lambda: [CutMix(alpha=1.0, prob=1.0, **LABELS)],
+    'mixup': lambda: [Mixup(alpha=1.0, prob=0.8, **LABELS)],
+    'cutout': lambda: [Cutout(size=12)],
+    'cutmix and noise': lambda: [CutMix(alpha=1.0, prob=1.0, **LABELS), GaussianNoise(sigma=torch.full((3,), 0.2))],
+}
+
+
+def selecting_task(model, augmentations, *, copies=4, criterion=None, seed=42, rank=0, freeze_bn=False, **kwargs):
+    """A task whose input MaxUp chooses, as the engine has it when a phase has begun."""
+    task = make_task(model, criterion or SoftTargetCrossEntropy(), rank=rank)
+    task.freeze_bn = freeze_bn
+    set_selector(task, MaxUp(augmentations, num_copies=copies, scorer=Scorer(task), seed=seed, **kwargs))
+    return task.train()
 
 
 def candidates_of(task, input, target, key):
