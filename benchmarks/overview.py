@@ -8,6 +8,7 @@ Each is a `runs.csv` of benchmarks.accuracy under a name for its column; the pic
 import argparse
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.accuracy.report import difference, relative_cost
@@ -19,8 +20,8 @@ from regaug.errors import OptionError
 from regaug.files import write_whole
 
 _LEGEND = """First row: top-1 of `{base}` in %, mean over the seeds with standard deviation, and number of seeds. Below:
-mean difference to it over paired seeds with the 95 % interval, bold where that excludes 0, and the cost of training
-beside it."""
+mean difference to it over paired seeds (as many unless told) with the 95 % interval, bold where that excludes 0, and
+the cost of training beside it."""
 
 
 def main(argv=None):
@@ -28,18 +29,23 @@ def main(argv=None):
     out = Path(args.out)
     if not out.parent.is_dir():
         raise OptionError(f'--out {out}: there is no folder {out.parent}.')
-    comparisons = {}
+    comparisons, failed = {}, []
     for text in args.comparisons:
         name, equals, path = text.partition('=')
         if not (name and equals and path) or name in comparisons:
             raise OptionError(f'{text}: expected NAME=CSV, each name once.')
         comparisons[name] = read_comparison(Path(path), args.base)
+        broken = Counter(result.variant for result in read_csv(Path(path)) if not result.finished)
+        failed += [f'{name}: {variant} ({count})' for variant, count in broken.items()]
     try:
         from benchmarks.plots import plot_differences
     except ImportError:
         raise OptionError('matplotlib is missing: pip install -r benchmarks/requirements.txt') from None
     panels = {name: differences(runs, args.base) for name, runs in comparisons.items()}
-    write_whole(out, f'{table(comparisons, panels, args.base)}\n\n{_LEGEND.format(base=args.base)}\n')
+    parts = [table(comparisons, panels, args.base), _LEGEND.format(base=args.base)]
+    if failed:
+        parts.append(f'Failed runs, in no mean: {", ".join(failed)}.')
+    write_whole(out, '\n\n'.join(parts) + '\n')
     print(f'Written: {out}\nWritten: {plot_differences(panels, out.with_suffix(".png"))}')
 
 
@@ -93,7 +99,11 @@ def table(comparisons: dict[str, dict], panels: dict[str, dict], base: str) -> s
     """The markdown table."""
     methods = dict.fromkeys(method for panel in panels.values() for method in panel)
     rows = [[base, *(summary(runs[base]) for runs in comparisons.values())]]
-    rows += [[method, *(cell(panel.get(method)) for panel in panels.values())] for method in methods]
+    seeds = [len(runs[base]) for runs in comparisons.values()]
+    rows += [
+        [method, *(cell(panel.get(method), count) for panel, count in zip(panels.values(), seeds, strict=True))]
+        for method in methods
+    ]
     return markdown_table(['training', *comparisons], rows)
 
 
@@ -104,12 +114,13 @@ def summary(runs: dict[int, Result]) -> str:
     return f'{statistics.fmean(finals):.2f}{deviation}, n = {len(finals)}'
 
 
-def cell(pair: tuple | None) -> str:
-    """A difference and its cost as text."""
+def cell(pair: tuple | None, seeds: int) -> str:
+    """A difference and its cost as text, with the number of pairs where it is not that of the base's seeds."""
     if pair is None:
         return '-'
     interval, cost = pair
-    return difference(interval) + (f', {cost:.2f} x' if cost is not None else '')
+    count = f', n = {interval.count}' if interval.count != seeds else ''
+    return difference(interval) + (f', {cost:.2f} x' if cost is not None else '') + count
 
 
 if __name__ == '__main__':

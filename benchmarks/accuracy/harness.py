@@ -3,7 +3,6 @@
 import fcntl
 import functools
 import os
-import shlex
 import signal
 import statistics
 import tempfile
@@ -276,7 +275,7 @@ class Harness:
         """Keeps the result of a run that ended, and of its files those that are small."""
         folder = self.folder(variant, seed)
         result = collect(folder, variant, seed, exit_status=exit_status, wall_seconds=wall_seconds)
-        result.device, result.options = device_kind(self.on_cpu), shlex.join(self.words(variant))
+        result.device, result.options = device_kind(self.on_cpu), self.spec.line(self.words(variant))
         save(result, folder)
         self.results[variant, seed] = result
         if result.finished:

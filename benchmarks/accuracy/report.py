@@ -30,7 +30,7 @@ run, the median of its last {last} evaluations, or of all where there are fewer.
 There are {count} comparisons here: of so many intervals some exclude 0 by chance even where nothing differs. Updates
 are as many as the base's but in rows of longer training. Cost: {clock} of training, relative to `{base}` on the same
 seeds and device. Equal time: against `{base}` trained so much longer as the cost over the first {seeds} seeds said, in
-the row of that name.
+the row of that name; two numbers of epochs are those of runs for which the cost was measured apart.
 
 *Best epoch: chosen on the test images, so it is no estimate of the accuracy on new ones; for reference alone.
 """
@@ -45,7 +45,7 @@ class Row:
         finals: Top-1 after the last epoch, by seed.
         medians: Median of the last evaluations, by seed.
         bests: Best top-1, by seed.
-        epochs: Of training.
+        epochs: Of training, the fewest and the most of its runs.
         cost: Time of training relative to the base, or None.
         to_base: Difference to the base, or None.
         equal_time: Difference to the base for the same time, or None.
@@ -56,7 +56,7 @@ class Row:
     finals: dict[int, float]
     medians: dict[int, float]
     bests: dict[int, float]
-    epochs: int
+    epochs: tuple[int, int]
     cost: float | None
     to_base: Interval | None
     equal_time: Interval | None
@@ -82,7 +82,7 @@ def table(harness: Harness) -> list[Row]:
                 finals[name],
                 {seed: result.last_median for seed, result in runs.items()},
                 {seed: result.best for seed, result in runs.items()},
-                next(iter(runs.values())).epochs,
+                (min(result.epochs for result in runs.values()), max(result.epochs for result in runs.values())),
                 relative_cost(runs, finished[spec.base], harness.duration),
                 paired_interval(finals[name], finals[spec.base]) if name != spec.base else None,
                 paired_interval(finals[name], finals[longer]) if longer else None,
@@ -164,7 +164,7 @@ def cells(row: Row) -> list[str]:
     return [
         row.name,
         str(len(finals)),
-        str(row.epochs),
+        ' to '.join(map(str, dict.fromkeys(row.epochs))),
         f'{row.cost:.2f}' if row.cost is not None else '-',
         f'{statistics.fmean(finals):.2f} ({deviation})',
         f'{statistics.fmean(row.medians.values()):.2f}',

@@ -33,7 +33,8 @@ class Result:
         seconds, processor_seconds: Of training, without evaluation and start.
         wall_seconds: Of the whole process.
         device: What it ran on; '' in files of older versions.
-        options: Of train.py, without data, seed and folders; '' in files of older versions.
+        options: Of train.py, without data, seed and folders, after `digits=N` where the data are N digits of each
+            class; '' in files of older versions.
         curve: [epochs trained, top-1] of every evaluation.
     """
 

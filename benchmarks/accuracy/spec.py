@@ -66,6 +66,10 @@ class Spec:
         config = ['-c', self.config] if self.config else []
         return [*config, *shlex.split(self.options), *shlex.split(self.variants[variant])]
 
+    def line(self, words: list[str]) -> str:
+        """Arguments of train.py as one line, after the number of digits where they are the data."""
+        return shlex.join([f'digits={self.digits}', *words] if self.digits else words)
+
     def matches(self, row: str, options: str) -> bool:
         """Whether a run of a row was made with what this spec says.
 
@@ -74,8 +78,8 @@ class Spec:
             options: The run's options as one line.
         """
         if row in self.variants:
-            return options == shlex.join(self.argv(row))
-        base = re.escape(shlex.join(self.argv(self.base)))
+            return options == self.line(self.argv(row))
+        base = re.escape(self.line(self.argv(self.base)))
         return bool(re.fullmatch(rf'{base} --epochs \d+ --val-interval \d+', options))
 
     def args(self, variant: str) -> Namespace:

@@ -96,6 +96,25 @@ def test_run_with_other_options_is_refused(made, tmp_path, variant, options):
     assert '\n' not in str(caught.value)
 
 
+def test_run_with_another_number_of_digits_is_refused(tmp_path):
+    ten, twenty = (make_harness(folder(tmp_path, name), digits=name) for name in (10, 20))
+    ten.folder('plain', 0).mkdir(parents=True)
+    (ten.folder('plain', 0) / 'log.txt').write_text('killed')
+    ten.finish('plain', 0, 1, 1.0)
+    line = ten.results['plain', 0].options
+    assert line == f'digits=10 {OPTIONS}'
+    assert ten.spec.matches('plain', line) and not twenty.spec.matches('plain', line)
+    longer = f'{line} --epochs 80 --val-interval 20'
+    name = 'plain-time-of-method'
+    assert ten.spec.matches(name, longer) and not twenty.spec.matches(name, longer)
+
+
+def folder(parent, name):
+    path = parent / str(name)
+    path.mkdir()
+    return path
+
+
 @pytest.mark.parametrize(
     'text',
     [None, '', 'variant,seed\nplain,0\n', '\xff', 'HEADER\nplain,x' + ',' * 14, 'HEADER\nplain', 'HEADER\n' + ',' * 20],

@@ -70,6 +70,9 @@ def test_longer_base_has_a_row_and_is_compared_at_equal_time_by_seed(harness):
     assert cells[6] == '+5.00 (no interval)'
     for seed, final in ((1, 94.5), (2, 96.0)):
         add(harness, 'plain-time-of-method', seed, final, seconds=20.0, epochs=84)
+    assert cells_of(markdown(harness), 'plain-time-of-method')[2] == '84'
+    harness.results['plain-time-of-method', 1].epochs = 120
+    assert cells_of(markdown(harness), 'plain-time-of-method')[2] == '84 to 120'
     row = next(row for row in table(harness) if row.name == 'method')
     assert row.equal_time.mean == pytest.approx(statistics.fmean([-4.0, -0.5, 1.0]))
 

@@ -32,6 +32,7 @@ def comparisons(tmp_path):
         'gradaug': (91.0, 95.0),
         'plain-time-of-gradaug': (93.0, 93.0),
         'mixup': (92.0, 94.0),
+        'cutmix': (93.0,),
     }
     paths = [write_runs(tmp_path / 'one.csv', first)]
     paths.append(write_runs(tmp_path / 'two.csv', {'plain': (80.0,), 'mixup': (79.0,)}, device='GPU'))
@@ -49,8 +50,10 @@ def test_methods_stand_beside_the_base_in_every_comparison(comparisons, tmp_path
         ['gradaug', '+2.00 (-10.71 to 14.71), 2.00 x', '-'],
         ['plain-time-of-gradaug', '+2.00 (-10.71 to 14.71), 2.00 x', '-'],
         ['mixup', '**+2.00 (2.00 to 2.00)**, 2.00 x', '-1.00 (no interval), 3.00 x'],  # wall time, on a GPU
+        ['cutmix', '+3.00 (no interval), 2.00 x, n = 1', '-'],
         ['gradaug beside plain-time-of-gradaug', '+0.00 (-25.41 to 25.41), 1.00 x', '-'],
     ]
+    assert out.read_text().endswith('\nFailed runs, in no mean: one: gradaug (1), two: gradaug (1).\n')
     assert (tmp_path / 'both.png').read_bytes().startswith(b'\x89PNG')
     assert capsys.readouterr().out.split() == ['Written:', str(out), 'Written:', str(tmp_path / 'both.png')]
 

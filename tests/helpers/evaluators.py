@@ -41,7 +41,7 @@ class MemoryData:
         parts = (tensor[indices].split(self.batch_size) for tensor in (self.images, self.target))
         return list(zip(*parts, strict=True))
 
-    def part(self, indices):
+    def part(self, indices, leave_out=False):
         return indices
 
     def to_device(self, input):
