@@ -68,8 +68,8 @@ class Certificate:
         return self.predict == self.label
 
     def line(self) -> str:
-        """A line of the field's file format."""
-        values = (self.idx, self.label, self.predict, f'{self.radius:.3}', int(self.correct))
+        """A line of the field's file format; the radius is whole, because a rounded one may not be certified."""
+        values = (self.idx, self.label, self.predict, self.radius, int(self.correct))
         return '\t'.join(map(str, (*values, timedelta(seconds=self.seconds)))) + '\n'
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torchvision.transforms import CenterCrop, Compose, Resize
 
 from regaug.errors import OptionError
 from regaug.evaluators.corruptions import ALEXNET, SEVERITIES, TYPES
@@ -23,7 +24,8 @@ from regaug.options.parser import Group, Option, Parser, check_values
 from regaug.seeds import derived_seed
 
 _logger = logging.getLogger('validate')
-SHORT_SIDE, CROP, QUALITY = 256, 224, 85
+QUALITY = 85
+_PREPARE = Compose([Resize(256), CenterCrop(224)])
 SUFFIXES = ('.jpeg', '.jpg', '.png')
 OPTIONS = Group(
     None,
@@ -40,11 +42,7 @@ OPTIONS = Group(
 def prepare(path: Path) -> Image.Image:
     """Read an image, resize its short side to 256, crop 224x224 at the centre."""
     with Image.open(path) as image:
-        image = image.convert('RGB')
-    scale = SHORT_SIDE / min(image.size)
-    image = image.resize([round(side * scale) for side in image.size], Image.BILINEAR)
-    left, top = ((side - CROP) // 2 for side in image.size)
-    return image.crop((left, top, left + CROP, top + CROP))
+        return _PREPARE(image.convert('RGB'))
 
 
 def corrupt(image: Image.Image, name: str, severity: int, seed: int) -> Image.Image:

@@ -8,6 +8,7 @@ its class, n fresh ones bound the probability of that class from below (CERTIFY,
 of the best of them at each radius.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -75,18 +76,19 @@ class Certification:
         self.log_freq = log_freq
 
     def check(self, model: nn.Module, data: Any):
-        """Refuse data without an order, and a file that other settings made."""
+        """Refuse data without an order, and a file that another network or other settings made."""
         if not hasattr(data.dataset, '__getitem__'):
             raise OptionError(f'--certify {self.sigma:g}: the data set is a stream; images need a place of their own.')
+        if not self.file:
+            return
+        self.settings['weights'] = fingerprint(model)
         if not self.several:
-            self._read_done(data, ignore=('network',))  # which has no name yet
+            self._check_file(data, ignore=('width',))  # which is not known yet
 
     def run(self, network: nn.Module, data: Any) -> Iterator[tuple[str, Any]]:
         """Yield the share of images the network abstains on, and the certified accuracy at each radius."""
         rank, world_size = data.args.rank, data.args.world_size
         done = self._read_done(data)
-        if data.distributed:
-            dist.barrier()  # before the first line is added
         indices = range(0, len(data.dataset), self.skip)
         left = [index for index in indices if index not in done]
         path = self._path(data)
@@ -103,7 +105,7 @@ class Certification:
                     with path.open('a') as file:
                         file.write(certificate.line())
                 progress.step(1)
-        certificates = [done[index] for index in indices]
+        certificates = [done[index] for index in indices if index in done]
         yield CONDITION, f'certify sigma {self.sigma:g}'
         yield 'certified_images', len(certificates)
         yield 'abstained', 100 * sum(each.predict == ABSTAIN for each in certificates) / len(certificates)
@@ -113,11 +115,13 @@ class Certification:
     def _certify_next(
         self, network: nn.Module, data: Any, images: torch.Tensor, indices: Sequence[int], rank: int
     ) -> Certificate | None:
-        """Certify this process's one of some images, None if there is none for it."""
+        """Certify this process's one of some images, None if there is none for it or it cannot be read."""
         if rank >= len(indices):
             return None
         start = time.perf_counter()
         image, label = next(images)
+        if label < 0:  # it cannot be read
+            return None
         generator = torch.Generator(data.device).manual_seed(derived_seed('certify', self.seed, indices[rank]))
         chosen = int(self.count(network, data, image, self.n0, generator).argmax())
         successes = int(self.count(network, data, image, self.n, generator)[chosen])
@@ -157,7 +161,7 @@ class Certification:
 
     def _images(self, data: Any, indices: Sequence[int]) -> Iterator[tuple[torch.Tensor, int]]:
         """Yield the images [1, C, H, W] in float32 and labels of some places of the data set."""
-        for input, target in data.loader(data.part(indices), shared=False):
+        for input, target in data.loader(data.part(indices, leave_out=True), shared=False):
             for image, label in zip(input.to(data.device).float(), target.tolist()):
                 yield image[None], label
 
@@ -167,21 +171,41 @@ class Certification:
         return self.file.with_stem(f'{self.file.stem}-{data.network_name}')
 
     def _settings(self, data: Any) -> dict[str, Any]:
-        return self.settings | {'network': data.network_name, 'images': len(data.dataset)}
+        input = ' '.join(f'{key}={value}' for key, value in sorted(data.data_config.items()))
+        return self.settings | {'width': data.width, 'input': input, 'images': len(data.dataset)}
 
     @staticmethod
     def _settings_path(path: Path) -> Path:
         return path.with_name(f'{path.name}.json')
 
-    def _read_done(self, data: Any, ignore: Sequence[str] = ()) -> dict[int, Certificate]:
+    def _read_done(self, data: Any) -> dict[int, Certificate]:
         """Certificates of an interrupted run, by image.
+
+        The first process mends the file before the others read it, and adds the first line after they have.
 
         Raises:
             OptionError: The file was made with other settings, or is something else.
         """
+        path, done = self._path(data), {}
+        if self._check_file(data):
+            if data.args.rank == 0 and not (text := path.read_text()).endswith('\n'):  # the last line was cut off
+                write_whole(path, text[: text.rfind('\n') + 1])
+            if data.distributed:
+                dist.barrier()
+            done = {each.idx: each for each in read_certificates(path)}
+        if data.distributed:
+            dist.barrier()
+        return done
+
+    def _check_file(self, data: Any, ignore: Sequence[str] = ()) -> bool:
+        """Whether there is a file to go on with.
+
+        Raises:
+            OptionError: It was made with other settings, or is something else.
+        """
         path = self._path(data)
         if path is None or not path.exists():
-            return {}
+            return False
         option = f'--certify-file {path}'
         try:
             made_with = json.loads(self._settings_path(path).read_text())
@@ -193,10 +217,16 @@ class Certification:
         other = [f'{key} {made_with.get(key)}' for key in settings if made_with.get(key) != settings[key]]
         if other:
             raise OptionError(f'{option}: it was made with {", ".join(other)}; name another file.')
-        text = path.read_text()
-        if not text.endswith('\n'):  # the last line was cut off
-            write_whole(path, text[: text.rfind('\n') + 1])
-        return {each.idx: each for each in read_certificates(path)}
+        return True
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short text that tells the weights and statistics of a model from those of any other."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def gather(certificate: Certificate | None, distributed: bool) -> list[Certificate]:

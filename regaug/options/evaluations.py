@@ -11,6 +11,7 @@ from regaug.options.timm_checks import check_files
 
 # All but the first take images, some look into the model.
 _EVALUATIONS = ('--ece', '--attack', '--imagenet-c', '--certify', '--cam', '--spectrum', '--risk', '--export')
+_JUDGED = ('--ece', '--attack', '--imagenet-c', '--certify')
 _INSIDE = ('--cam', '--spectrum', '--export')
 _EPS = 'largest changes, one row each (default: fgsm 0.05 0.1 0.15 0.2 0.25, pgd 4/255)'
 _SPACE = 'where changes are measured: normalised images, or pixels in [0, 1] (default: fgsm normalized, pgd pixel)'
@@ -63,6 +64,8 @@ def check(args: Namespace):
         )
     for name in (name for name in given if name != '--ece'):
         refuse_with(args, name, ['--naflex-loader', '--tf-preprocessing'], 'it takes images from the plain loader')
+    for name in (name for name in given if name in _JUDGED):
+        refuse_with(args, name, ['--real-labels'], 'it judges by the labels of the data')
     for name in (name for name in given if name in _INSIDE):
         refuse_with(args, name, ['--torchscript', '--aot-autograd', '--test-pool'], 'it looks into the model')
     several = is_distributed_env() and args.num_gpu > 1

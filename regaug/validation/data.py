@@ -137,9 +137,9 @@ class EvaluationData:
         classes, labels = class_index(self.dataset), self.labels()
         return {name for name, index in classes.items() if index in labels} if classes and labels else None
 
-    def part(self, indices: Sequence[int]) -> Dataset:
-        """Some images of the data set, by their places in it."""
-        return Samples(self.dataset, indices)
+    def part(self, indices: Sequence[int], *, leave_out: bool = False) -> Dataset:
+        """Some images of the data set, by their places in it; `leave_out` as in `Samples`."""
+        return Samples(self.dataset, indices, leave_out=leave_out)
 
     def loader(self, dataset: Dataset, *, shared: bool = True, crop_only: bool = False, **changes: Any) -> Iterable:
         """Make timm's loader of a data set, with the transform of evaluation.

@@ -79,11 +79,12 @@ class Export:
             'export_ms': milliseconds,
             'export_full_ms': full_milliseconds,
         }
+        kept = data.valid_labels
         facts = {
             'model': data.args.model,
             'width': data.width or 1.0,
             'num_classes': data.num_classes,
-            'classes': data.class_names(),
+            'classes': {kept[index] if kept else index: name for index, name in data.class_names().items()},
             'input_size': list(input_size),
             'mean': list(data.data_config['mean']),
             'std': list(data.data_config['std']),

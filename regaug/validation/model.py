@@ -119,11 +119,12 @@ def to_device(args: Namespace, model: nn.Module, *, device: torch.device, dtype:
 
 
 def job_name(args: Namespace) -> str:
-    """Name of what is evaluated for files: its model and its checkpoint."""
+    """Name of what is evaluated for files: its model, the run's folder, its checkpoint, and whether averaged."""
     name = safe_model_name(args.model)
     if args.checkpoint:
-        name += f'-{Path(args.checkpoint).name.removesuffix(".tar").removesuffix(".pth")}'
-    return name
+        path = Path(args.checkpoint).absolute()
+        name += f'-{path.parent.name}-{path.name.removesuffix(".tar").removesuffix(".pth")}'
+    return name + ('-ema' if args.use_ema else '')
 
 
 def num_parameters(model: nn.Module) -> int:

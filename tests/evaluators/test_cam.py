@@ -72,7 +72,7 @@ def test_pictures_show_baseline_widths_and_full_network_for_the_labelled_class(
     plain = run('--checkpoint', checkpoint, '--width', 1.0, 0.5)
     assert run('--checkpoint', checkpoint, *options, '--width', 1.0, 0.5) == plain
     places = [0, 8, 16, 24, 32]
-    stems = [f'test_resnet-model-{place:06d}' for place in places]
+    stems = [f'test_resnet-{checkpoint.parent.name}-model-{place:06d}' for place in places]
     assert sorted(path.name for path in (tmp_path / 'cam').iterdir()) == sorted(
         f'{stem}.{suffix}' for stem in stems for suffix in ('npz', 'png')
     )
@@ -99,8 +99,8 @@ def test_valid_labels_choose_the_class_of_the_map(run, images, tmp_path):
     chosen = [20, 3, 4, 7, 24, 9, 11, 0, 16, 2]
     (tmp_path / 'valid.txt').write_text('\n'.join(map(str, chosen)))
     argv = ['--checkpoint', tmp_path / 'wide.pth', '--num-classes', 25, '--valid-labels', tmp_path / 'valid.txt']
-    run(*argv, '--cam', tmp_path / 'cam', '--cam-images', 2)
-    raw = np.load(tmp_path / 'cam' / 'test_resnet-wide-000020.npz')
+    run(*argv, '--cam', tmp_path / 'cam', '--cam-images', 2, '--use-ema')
+    raw = np.load(tmp_path / 'cam' / f'test_resnet-{tmp_path.name}-wide-ema-000020.npz')
     with torch.no_grad():
         expected = class_maps(wide, images[0][20:21])[0, chosen[5]]
     assert np.allclose(raw['full network'], expected, atol=1e-4)

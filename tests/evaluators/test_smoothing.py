@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from statistics import NormalDist
 
 import pytest
@@ -10,9 +11,10 @@ from torch import nn
 
 from regaug.errors import OptionError
 from regaug.evaluators import certificates, smoothing
-from regaug.evaluators.certificates import certified_radius, lower_bound
-from regaug.evaluators.smoothing import Certification
+from regaug.evaluators.certificates import Certificate, certified_radius, lower_bound
+from regaug.evaluators.smoothing import Certification, fingerprint
 from tests.helpers.evaluators import MemoryData, small_network
+from tests.helpers.validate import make_model
 
 pytest_plugins = ['tests.helpers.validate_fixtures']
 pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's folder reader closes none
@@ -98,11 +100,13 @@ def test_batches_keep_the_number_of_copies():
     assert int(counts.sum()) == 100
 
 
+FEW = ['--certify', 0.25, '--certify-n', 60, '--certify-n0', 10, '--certify-skip', 7]
+
+
 @pytest.fixture
 def certify(run, checkpoint, tmp_path):
     def certify(*options):
-        argv = ['--certify', 0.25, '--certify-n', 60, '--certify-n0', 10, '--certify-skip', 7, '--ece']
-        return run('--checkpoint', checkpoint, *argv, '--certify-file', tmp_path / 'file.tsv', *options)
+        return run('--checkpoint', checkpoint, *FEW, '--ece', '--certify-file', tmp_path / 'file.tsv', *options)
 
     return certify
 
@@ -137,11 +141,12 @@ def test_file_has_the_fields_format_and_is_continued_after_an_interruption(certi
     assert counted == [10, 60] * 3
 
 
-def test_each_width_has_a_file_of_its_own(certify, tmp_path):
+def test_each_width_has_a_file_of_its_own(certify, checkpoint, tmp_path):
     rows = certify('--width', 1.0, 0.5)
     assert len(rows) == 4
     names = sorted(path.name for path in tmp_path.glob('*.tsv'))
-    assert names == ['file-test_resnet-model-w0.5.tsv', 'file-test_resnet-model-w1.tsv']
+    stem = f'file-test_resnet-{checkpoint.parent.name}-model'
+    assert names == [f'{stem}-w0.5.tsv', f'{stem}-w1.tsv']
 
 
 def test_a_file_of_other_settings_is_not_continued(certify, refusal, checkpoint, tmp_path):
@@ -152,6 +157,47 @@ def test_a_file_of_other_settings_is_not_continued(certify, refusal, checkpoint,
     assert str(tmp_path / 'file.tsv') in complaint
     (tmp_path / 'foreign.tsv').write_text('something\n')
     assert 'foreign.tsv.json' in refusal(*options, '--certify-file', tmp_path / 'foreign.tsv')
+
+
+def test_a_file_of_another_network_or_input_is_not_continued(certify, refusal, images, checkpoint, tmp_path):
+    certify()
+    other = tmp_path / 'other' / checkpoint.name
+    other.parent.mkdir()
+    torch.save(make_model(images, seed=2).state_dict(), other)
+    file = ['--certify-file', tmp_path / 'file.tsv']
+    assert 'it was made with weights ' in refusal('--checkpoint', other, *FEW, *file)
+    assert 'crop_pct=0.95' in refusal('--checkpoint', checkpoint, *FEW, *file, '--crop-pct', 0.5)
+    assert 'it was made with width None' in refusal('--checkpoint', checkpoint, *FEW, *file, '--width', 1.0)
+    moved = tmp_path / 'moved.pth'
+    moved.write_bytes(checkpoint.read_bytes())
+    certify('--checkpoint', moved)
+
+
+def test_statistics_tell_networks_apart_as_weights_do():
+    one, two = (small_network().requires_grad_(False) for _ in range(2))
+    assert fingerprint(one) == fingerprint(two)
+    two[1].running_mean[3] += 1e-6
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(one.bfloat16()) != fingerprint(small_network())
+
+
+def test_images_that_cannot_be_read_are_not_certified(run, folder, images, checkpoint, tmp_path):
+    shutil.copytree(folder, tmp_path / 'damaged')
+    paths = sorted((tmp_path / 'damaged' / 'val').glob('*/*.JPEG'))
+    paths[7].write_bytes(b'no image')
+    file = tmp_path / 'file.tsv'
+    argv = ['--checkpoint', checkpoint, *FEW, '--certify-file', file]
+    row = run(*argv, data=('--data-dir', tmp_path / 'damaged'))[1]
+    assert row['certified_images'] == 5
+    places = [line.split('\t')[:2] for line in file.read_text().splitlines()[1:]]
+    assert places == [[str(place), str(int(images[1][place]))] for place in (0, 14, 21, 28, 35)]
+
+
+def test_a_radius_is_read_back_as_it_was_proved(tmp_path):
+    (tmp_path / 'file').write_text(certificates.HEADER + Certificate(0, 1, 1, 0.74996, 0.5).line())
+    (found,) = certificates.read_certificates(tmp_path / 'file')
+    assert found.radius == 0.74996
+    assert certificates.certified_accuracy([found], 0.75) == 0
 
 
 def test_bad_certification_is_refused(refusal, checkpoint):

@@ -42,7 +42,8 @@ def test_files_hold_class_0_and_all_classes_of_every_width(run, model, images, c
     assert [row['class_0_images'] for row in rows] == [PER_CLASS] * 2
     with torch.no_grad():
         features = model.forward_head(model.forward_features(images[0]), pre_logits=True)
-    found = np.load(tmp_path / 'out' / 'test_resnet-model-w1.npz')
+    stem = f'test_resnet-{checkpoint.parent.name}-model'
+    found = np.load(tmp_path / 'out' / f'{stem}-w1.npz')
     for which, chosen in (('class_0', features[:PER_CLASS]), ('all', features)):
         expected = svd(chosen)
         assert np.allclose(found[f'{which}_scatter'], expected, rtol=1e-4, atol=1e-6 * expected[0])
@@ -50,11 +51,11 @@ def test_files_hold_class_0_and_all_classes_of_every_width(run, model, images, c
             found[f'{which}_covariance'], expected / (len(chosen) - 1), rtol=1e-4, atol=1e-6 * expected[0]
         )
         assert found[f'{which}_images'] == len(chosen)
-    with (tmp_path / 'out' / 'test_resnet-model-w1.csv').open(newline='') as file:
+    with (tmp_path / 'out' / f'{stem}-w1.csv').open(newline='') as file:
         lines = list(csv.DictReader(file))
     assert [int(line['rank']) for line in lines] == list(range(1, features.shape[1] + 1))
     assert [float(line['all_scatter']) for line in lines] == found['all_scatter'].tolist()
-    narrow = np.load(tmp_path / 'out' / 'test_resnet-model-w0.5.npz')
+    narrow = np.load(tmp_path / 'out' / f'{stem}-w0.5.npz')
     assert len(narrow['all_scatter']) < features.shape[1]
     assert narrow['all_images'] == NUM_CLASSES * PER_CLASS
 
@@ -62,7 +63,7 @@ def test_files_hold_class_0_and_all_classes_of_every_width(run, model, images, c
 def test_picture_where_matplotlib_is_installed(run, checkpoint, tmp_path):
     pytest.importorskip('matplotlib')
     run('--checkpoint', checkpoint, '--spectrum', tmp_path)
-    assert (tmp_path / 'test_resnet-model.png').stat().st_size > 10_000
+    assert (tmp_path / f'test_resnet-{checkpoint.parent.name}-model.png').stat().st_size > 10_000
 
 
 def test_data_without_class_0_is_refused(refusal, folder, checkpoint, tmp_path):

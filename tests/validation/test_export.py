@@ -9,7 +9,7 @@ import torch
 
 from regaug.slimmable import SlimmablePlan
 from tests.conftest import process_environment
-from tests.helpers.validate import NUM_CLASSES, PER_CLASS, PIXELS, prepare_images
+from tests.helpers.validate import NUM_CLASSES, PER_CLASS, PIXELS, make_model, prepare_images
 from tests.validation.test_widths import subnetwork
 
 pytest_plugins = ['tests.helpers.validate_fixtures']
@@ -50,18 +50,18 @@ def load_elsewhere(tmp_path_factory):
 def test_every_width_runs_elsewhere_and_gives_the_calibrated_networks_logits(
     widths, run, model, images, folder, checkpoint, tmp_path, load_elsewhere
 ):
-    out = tmp_path / 'out'
+    out, stem = tmp_path / 'out', f'test_resnet-{checkpoint.parent.name}-model'
     plain = run('--checkpoint', checkpoint, *ALL, '--width', *widths)
     rows = run('--checkpoint', checkpoint, *ALL, '--width', *widths, '--export', out)
     assert [{name: row[name] for name in plain[0]} for row in rows] == plain
     half = subnetwork(model, 0.5, prepare_images(folder, 'train')[0])
     names, networks = ('w1', 'w0.5')[-len(widths) :], (model, half)[-len(widths) :]
-    outputs = load_elsewhere([out / f'test_resnet-model-{name}.pt2' for name in names], images[0])
+    outputs = load_elsewhere([out / f'{stem}-{name}.pt2' for name in names], images[0])
     for name, network, row, found in zip(names, networks, rows, outputs, strict=True):
         for output, size in zip(found, (1, 7, len(images[0])), strict=True):
             with torch.no_grad():
                 assert torch.allclose(output, network(images[0][:size]), atol=1e-4)
-        facts = json.loads((out / f'test_resnet-model-{name}.json').read_text())
+        facts = json.loads((out / f'{stem}-{name}.json').read_text())
         assert facts['width'] == row['width']
         assert facts['accuracy'] == pytest.approx({key: row[key] for key in ('top1', 'top5')}, abs=1e-4)
         assert facts['parameters'] == sum(parameter.numel() for parameter in network.parameters())
@@ -81,11 +81,21 @@ def test_onnx_gives_the_same_logits(run, model, images, checkpoint, tmp_path):
     runtime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     run('--checkpoint', checkpoint, '--export', tmp_path)
-    session = runtime.InferenceSession(tmp_path / 'test_resnet-model.onnx')
+    session = runtime.InferenceSession(tmp_path / f'test_resnet-{checkpoint.parent.name}-model.onnx')
     for size in (1, 5):
         (output,) = session.run(None, {'input': images[0][:size].numpy()})
         with torch.no_grad():
             assert torch.allclose(torch.from_numpy(output), model(images[0][:size]), atol=1e-3)
+
+
+def test_classes_are_named_by_the_outputs_that_valid_labels_keep(run, images, tmp_path):
+    torch.save(make_model(images, seed=5, num_classes=25).state_dict(), tmp_path / 'wide.pth')
+    chosen = [20, 3, 4, 7, 24, 9, 11, 0, 16, 2]
+    (tmp_path / 'valid.txt').write_text('\n'.join(map(str, chosen)))
+    argv = ['--checkpoint', tmp_path / 'wide.pth', '--num-classes', 25, '--valid-labels', tmp_path / 'valid.txt']
+    run(*argv, '--export', tmp_path)
+    facts = json.loads((tmp_path / f'test_resnet-{tmp_path.name}-wide.json').read_text())
+    assert facts['classes'] == {str(output): f'class{index}' for index, output in enumerate(chosen)}
 
 
 def test_what_cannot_be_exported_is_refused_first(refusal, checkpoint, tmp_path, monkeypatch):
