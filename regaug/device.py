@@ -46,6 +46,9 @@ class LossScaler(NativeScaler):
         self._scaler.step(optimizer)
         self._scaler.update()
 
+    def get_scale(self) -> float:
+        return self._scaler.get_scale()
+
 
 class Precision:
     """Number formats of a run: autocast under `--amp`, or the model's own dtype under `--model-dtype`.

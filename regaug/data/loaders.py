@@ -248,7 +248,8 @@ class TrainLoader:
     def set_epoch(self, epoch: int):
         """Tell data set and samplers which epoch starts, for their shuffling."""
         batches = self.loader.batch_sampler
-        sampler = batches if hasattr(batches, 'set_epoch') else getattr(batches, 'sampler', None)
+        samplers = (batches, getattr(batches, 'sampler', None), self.loader.sampler)
+        sampler = next((part for part in samplers if hasattr(part, 'set_epoch')), None)
         for part in (self.loader.dataset, sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)

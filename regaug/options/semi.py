@@ -5,19 +5,14 @@ from argparse import Namespace
 from regaug.options.parser import Group, Option, refuse_with, require, shown
 from regaug.options.timm_data_checks import STREAMS, check_folder
 
-_DATASET = 'their kind and name, as for --dataset (default: as the labelled ones; a folder if only that is given)'
+_DATASET = 'their kind and name, as for --dataset (default: as the labelled ones, or the folder)'
 _TEACHER = 'who gives pseudo-labels: the full network, or its moving average (--model-ema)'
 
 TRAIN = Group(
     'GradAug-semi parameters',
     Option('--unlabeled-split', str, None, 'split whose images also train, without their labels; needs --gradaug'),
     Option('--unlabeled-data-dir', str, None, 'folder of the unlabelled images (default: that of the labelled ones)'),
-    Option(
-        '--unlabeled-dataset',
-        str,
-        None,
-        'their kind and name, as for --dataset (default: as the labelled ones, or the folder)',
-    ),
+    Option('--unlabeled-dataset', str, None, _DATASET),
     Option('--uratio', float, 1.0, 'unlabelled images for each labelled one in a batch; 0: none', low=0),
     Option('--ulb-loss-ratio', float, 1.0, 'weight of the loss on unlabelled images', low=0),
     Option('--ulb-warmup-updates', int, 0, 'updates in which this weight rises linearly from 0', low=0),
@@ -44,6 +39,7 @@ def check(args: Namespace):
         '--kd-model-name': 'pseudo-labels come from the full network',
         '--uada': 'its operators take labelled images alone',
         '--train-img-sizes': 'labelled batches would change their size alone',
+        '--use-multi-epochs-loader': 'they are drawn anew in every epoch',
         '--gradaug-average': 'terms on unlabelled images have a weight of their own',
     }
     for flag, why in others.items():

@@ -77,6 +77,7 @@ class UpdateRecord:
         loss: the first term's loss, averaged over the ranks.
         terms: {(term, key): value} of the last micro-batch.
         samples: images of the update, over all ranks.
+        epoch_samples: images of the epoch so far, over all ranks.
         update_time, data_time: seconds per update, and of these waiting for data.
         grad_norm: L2 norm of the gradients before clipping, or None.
     """
@@ -89,25 +90,28 @@ class UpdateRecord:
     terms: dict
     lr: float
     samples: int
+    epoch_samples: int
     update_time: AverageMeter
     data_time: AverageMeter
     grad_norm: float | None
 
 
-def note_losses(losses: Any, pending: Any, grad_norm: Any):
+def note_losses(losses: Any, pending: Any, grad_norm: Any, *, may_overflow: bool = False):
     """Fetch what an update's micro-batches lost, waiting for the device once.
 
     Args:
         losses: `AverageMeter` that takes them.
         pending: (loss on the device as a share of the update's, micro-batches of the update, samples) of each.
         grad_norm: norm of the gradients on the device, or None.
+        may_overflow: a loss scaler skips the update where the norm is not finite, as it does now and then.
 
     Returns:
-        (grad_norm, finite): the norm as a float or None; whether it and all losses are finite.
+        (grad_norm, finite): the norm as a float or None; whether all losses are finite, and the norm, if it must be.
     """
     values = [loss for loss, _, _ in pending] + ([] if grad_norm is None else [grad_norm])
     dtype = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
     values = torch.stack([value.to(dtype) for value in values]).tolist()
     for value, (_, group_size, batch_size) in zip(values, pending):
         losses.update(value * group_size, batch_size)
-    return (None if grad_norm is None else values[-1]), all(map(math.isfinite, values))
+    finite = all(map(math.isfinite, values[: len(pending)] if may_overflow else values))
+    return (None if grad_norm is None else values[-1]), finite

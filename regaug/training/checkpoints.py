@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, and only of weights that are finite."""
 
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from regaug.errors import OptionError
 from regaug.files import first_not_finite, read_checkpoint
 
 _logger = logging.getLogger('train')
+_TEMPORARY = ('tmp.pth.tar', 'recovery_tmp.pth.tar', '*.pth.tar.tmp', 'args.yaml.tmp', 'summary.csv.tmp')
 
 
 class Saver(CheckpointSaver):
@@ -27,13 +29,15 @@ class Saver(CheckpointSaver):
     _recovery = None  # while a recovery checkpoint is written: what its saver's state says beside the history
 
     def save_checkpoint(self, epoch: int, metric: Any = None):
-        """Save an epoch, unless the weights are not finite.
+        """Save an epoch, unless the weights are not finite; it has no rank if its metric is no number.
 
         Returns:
             What timm's saver gives, (best metric, its epoch); None if it was not saved.
         """
         if not self._check_finite(f'epoch {epoch}'):
             return None
+        if metric is not None and math.isnan(metric):
+            metric = None  # which nothing could beat
         return super().save_checkpoint(epoch, metric)
 
     def save_recovery(self, epoch: int, batch_idx: int = 0):
@@ -87,7 +91,7 @@ class Saver(CheckpointSaver):
         source = None if self.best_epoch is None else Path(self._checkpoint_path(self.best_epoch))
         if source is not None and source.exists() and not (best.exists() and os.path.samefile(best, source)):
             self._duplicate(str(source), str(best))
-        for pattern in ('tmp*', 'recovery_tmp*', '*.tmp'):
+        for pattern in _TEMPORARY:
             for leftover in folder.glob(pattern):
                 leftover.unlink()
         recoveries = sorted(folder.glob(f'{self.recovery_prefix}-*{self.extension}'), key=os.path.getmtime)

@@ -7,10 +7,13 @@ from torch import nn
 
 
 def create_criterion(phase: Any) -> nn.Module:
-    """The training loss of a `phases.Phase`; as in timm, `--bce-loss` without smoothing and mixing is cross-entropy."""
+    """The training loss of a `phases.Phase`.
+
+    As in timm, `--bce-loss` in a run without smoothing and mixing is cross-entropy; it is the same in all phases.
+    """
     options = phase.options
     multi_label = options.task == 'multilabel'
-    binary = multi_label or (options.bce_loss and (phase.soft_targets or options.smoothing > 0))
+    binary = multi_label or (options.bce_loss and (phase.run_mixes or options.smoothing > 0))
     kwargs = {}
     if binary:
         kwargs = dict(

@@ -45,10 +45,10 @@ class Engine:
 
     Args:
         task: a task with `begin_update`, `choose_input` and `loss_terms` (see `task.py`).
-        updater: `runtime.Updater`.
+        updater: `updates.Updater`.
         args: training options.
         device: device of the batches.
-        precision: `runtime.Precision`.
+        precision: `device.Precision`.
         stop: `interrupt.StopRequest`.
         report: gets every `UpdateRecord` (`on_update`), batch worth a picture (`on_batch`) and evaluation step.
         scheduler: timm's learning rate scheduler, stepped after every update, or None.
@@ -102,7 +102,7 @@ class Engine:
         terms = TermAverages()
         task.train()
         self.updater.optimizer.zero_grad()
-        update_idx = samples = 0
+        update_idx = samples = epoch_samples = 0
         pending = []  # losses and sizes of the update's micro-batches
         waited = 0.0
         update_start = data_start = time.perf_counter()
@@ -120,6 +120,7 @@ class Engine:
             loss = self._backward(input, target, terms, group_size=group_size, completes=completes, scale=scale)
             pending.append((loss, group_size, batch_size))
             samples += batch_size
+            epoch_samples += batch_size
             if not completes:
                 data_start = time.perf_counter()
                 continue
@@ -129,7 +130,9 @@ class Engine:
             grad_norm = self.updater.step(measure_norm=log_now and self.report.wants_grad_norm)
             num_updates += 1
             task.update_ema(step=num_updates)
-            grad_norm, finite = note_losses(losses, pending, grad_norm)  # the one place that waits for the device
+            scales = self.updater.loss_scaler is not None
+            # The one place that waits for the device.
+            grad_norm, finite = note_losses(losses, pending, grad_norm, may_overflow=scales)
             if args.synchronize_step and self.device.type == 'cuda':
                 torch.cuda.synchronize()
             update_time.update(time.perf_counter() - update_start)
@@ -145,13 +148,14 @@ class Engine:
                         terms=terms.last_values(),
                         lr=mean_lr(self.updater.optimizer),
                         samples=samples * args.world_size,
+                        epoch_samples=epoch_samples * args.world_size,
                         update_time=update_time,
                         data_time=data_time,
                         grad_norm=grad_norm if self.report.wants_grad_norm else None,
                     )
                 )
                 self.report.on_batch(input, target, batch_idx, task.pictures())
-            stop, bad = self.stop.agree(bad=not finite)
+            stop, bad = self.stop.agree(bad=not finite or self.updater.stuck)
             self._count_bad_update(bad, losses.val)
             if self.save_recovery and (update_idx + 1) % args.recovery_interval == 0 and not self.bad_updates:
                 self.save_recovery(epoch, update_idx)

@@ -1,12 +1,13 @@
 """The folder of an experiment: who may write into it, and what of an earlier run goes first."""
 
+import contextlib
 import os
-import re
 import socket
 from pathlib import Path
 
 from regaug.errors import OptionError
 from regaug.files import read_checkpoint
+from regaug.training.resume import next_epoch
 
 try:
     import fcntl
@@ -53,31 +54,39 @@ def check_unused(folder: str | Path, experiment: str):
         )
 
 
-def later_checkpoints(folder: str | Path, start_epoch: int) -> list[Path]:
-    """Numbered checkpoints of the epochs that a run is about to repeat."""
-    found = []
-    for path in Path(folder).glob('checkpoint-*.pth.tar'):
-        number = re.fullmatch(r'checkpoint-(\d+)\.pth\.tar', path.name)
-        if number and int(number[1]) >= start_epoch:
-            found.append(path)
+def later_checkpoints(folder: str | Path, start_epoch: int) -> dict[Path, bool]:
+    """Checkpoints that hold something of the epochs that a run is about to repeat.
+
+    Broken ones are left out: nobody goes on from them.
+
+    Returns:
+        Whether each was written in the middle of the first of these epochs, so that it holds no whole one.
+    """
+    found = {}
+    for path in run_files(folder):
+        if path.name.endswith('.pth.tar'):
+            with contextlib.suppress(OptionError):
+                reached = next_epoch(read_checkpoint(path, '--resume', mmap=True))
+                if (reached.epoch or 0) + reached.interrupted > start_epoch:
+                    found[path] = reached.interrupted and reached.epoch == start_epoch
     return found
 
 
-def check_newest(folder: str | Path, start_epoch: int, option: str):
+def check_newest(folder: str | Path, start_epoch: int, option: str, *, refine_only: bool = False):
     """Refuse to go on from an old checkpoint beside good ones of later epochs, which `--resume auto` would prefer.
 
+    Args:
+        refine_only: the run has no main phase, and no `--resume auto` to go on with.
+
     Raises:
-        OptionError: naming the newest of them.
+        OptionError: naming the first of them.
     """
-    for path in later_checkpoints(folder, start_epoch):
-        try:
-            read_checkpoint(path, option, mmap=True)
-        except OptionError:
-            continue  # broken: what is resumed is the newest good one
-        raise OptionError(
-            f'{option}: {path} is of a later epoch; go on with --resume auto, or give another --experiment, or '
-            f'--overwrite, which removes it.'
-        )
+    ways = 'give another --experiment'
+    if not refine_only:
+        ways = f'go on with --resume auto, or {ways}, or --overwrite, which removes it'
+    for path, within_first in later_checkpoints(folder, start_epoch).items():
+        if not within_first:
+            raise OptionError(f'{option}: {path} is of a later epoch; {ways}.')
 
 
 def lock(folder: str | Path, experiment: str) -> int | None:
@@ -115,7 +124,7 @@ def unlock(folder: str | Path, descriptor: int):
     os.close(descriptor)
 
 
-def clear(folder: str | Path, *, start_epoch: int = 0, keep: bool | None = None):
+def clear(folder: str | Path, *, start_epoch: int = 0, keep: str | Path | None = None):
     """Remove the files of an earlier run (`--overwrite`), from an epoch on.
 
     Args:

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch.distributed as dist
 
 # What schedulers, terminals and torchrun send. A second SIGINT ends the run at once.
 _SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, name)]
+
+_OF_THE_START = {'--resume': 1, '--start-epoch': 1, '--no-resume-opt': 0, '--overwrite': 0}  # and how many values
 
 
 class Interrupted(Exception):
@@ -92,5 +95,21 @@ def command_line() -> list[str]:
 
 def command_to_go_on(experiment: str, checkpoint: str | None) -> str:
     """The same command with `--resume`; without a checkpoint it starts anew in the same folder."""
-    rest = ['--resume', str(checkpoint)] if checkpoint else ['--overwrite']
-    return shlex.join([*command_line(), '--experiment', experiment, *rest])
+    words, rest = command_line(), ['--overwrite']
+    if checkpoint:
+        words, rest = without_start(words), ['--resume', str(checkpoint)]
+    return shlex.join([*words, '--experiment', experiment, *rest])
+
+
+def without_start(words: Iterable[str]) -> list[str]:
+    """A command without the options that say how a run started, which would hold again."""
+    kept, values = [], 0
+    for word in words:
+        name, equals, _ = word.partition('=')
+        if values:
+            values -= 1
+        elif name in _OF_THE_START:
+            values = 0 if equals else _OF_THE_START[name]
+        else:
+            kept.append(word)
+    return kept

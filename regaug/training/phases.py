@@ -48,6 +48,7 @@ class Phase:
         padding: pixels that `--pad-crop` pads by in the loader.
         normalises: the loader normalises the images; otherwise they come in [0, 1].
         soft_targets: targets are mixed, [B, K].
+        run_mixes: they are in some phase of the run.
         switched_off: flags of what is off now although the user set it.
     """
 
@@ -61,6 +62,7 @@ class Phase:
     padding: int = 0
     normalises: bool = True
     soft_targets: bool = False
+    run_mixes: bool = False
     switched_off: tuple[str, ...] = ()
 
     @property
@@ -106,7 +108,8 @@ def trial_schedule(args: Namespace, lr: float) -> tuple[torch.optim.Optimizer, S
 
 def phase_at(epoch: int, args: Namespace) -> Phase:
     """The phase of an epoch (counted from 0), from the options alone."""
-    phase = Phase('main', args, padding=args.pad_crop)
+    run_mixes = mixing_active(args) or args.manifold_mixup > 0
+    phase = Phase('main', args, padding=args.pad_crop, run_mixes=run_mixes)
     first_refining = main_epochs(args)
     if epoch >= first_refining:
         phase = refinement(phase)

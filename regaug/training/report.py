@@ -82,7 +82,7 @@ class Report:
         left = self.seconds_left(record, epoch=record.epoch, updates_done=record.update_idx + 1)
         percent = 100.0 * (record.update_idx + 1) / record.updates_per_epoch
         seconds, waiting = record.update_time, record.data_time
-        average_rate = record.samples / max(seconds.avg, 1e-9)
+        average_rate = record.epoch_samples / max(seconds.sum, 1e-9)
         _logger.info(
             f'Train: {record.epoch} [{record.update_idx:>4d}/{record.updates_per_epoch} ({percent:>3.0f}%)]  '
             f'Loss: {record.loss.val:#.3g} ({record.loss.avg:#.3g})  '
@@ -126,10 +126,12 @@ class Report:
         """
         if not self.primary:
             return
+        if not torch.is_tensor(input):  # patches of NaFlex
+            return
         if self.args.save_images and self.output_dir:
             path = os.path.join(self.output_dir, f'train-batch-{batch_idx}.jpg')
             save_image(input, path, padding=0, normalize=True)
-        if self.wants_pictures and torch.is_tensor(input):
+        if self.wants_pictures:
             if self.pictures is not None:
                 self.pictures.save(self.phase, input, target, more)
             if self.wandb_log is not None:
@@ -179,7 +181,7 @@ class Report:
             best: (value, epoch) of the best checkpoint, of earlier processes too.
         """
         final = results[-1]
-        names = list(final.get('validation', final['train']))[:4]
+        names = [name for name in final.get('validation', final['train']) if name != 'unreadable'][:4]
         lines = [''.join(f'{label(name):>12}' for name in ('', 'epoch', *names))]
         for title, epoch in (('best', best[1]), ('final', final['epoch'])):
             for result in results:
@@ -188,7 +190,7 @@ class Report:
                     lines.append(f'{title:>12}{epoch:>12}' + ''.join(f'{values[name]:>12.4f}' for name in names))
         _logger.info('\n'.join(lines))
         record = self.last_record
-        rate = record.samples / max(record.update_time.avg, 1e-9)
+        rate = record.epoch_samples / max(record.update_time.sum, 1e-9)
         spent = timedelta(seconds=round(time.monotonic() - self.start))
         _logger.info(f'Time: {spent}  Images: {rate:.1f}/s')
         _logger.info(f'*** Final metric: {final.get("validation", final["train"])[metric]} (epoch {final["epoch"]})')

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from timm.models import clean_state_dict
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from torch import nn
@@ -109,6 +110,24 @@ def find_newest(folder: str | Path, *, finished_only: bool) -> str | None:
         except OptionError as error:
             _logger.warning(f'Skipped: {error}')
     return None
+
+
+def newest_for_all(folder: str | Path, *, finished_only: bool, rank: int, distributed: bool) -> str | None:
+    """What `find_newest` gives on the first process, on all of them.
+
+    Raises:
+        OptionError: another process does not have that file.
+    """
+    found = [find_newest(folder, finished_only=finished_only) if rank == 0 else None]
+    if distributed:
+        dist.broadcast_object_list(found)
+    (path,) = found
+    if path and not Path(path).is_file():
+        raise OptionError(
+            f'--resume auto: {path}, from which the first process goes on, is not there for process {rank}; '
+            f'--output must be a folder that all machines share.'
+        )
+    return path
 
 
 def check_metadata(checkpoint: dict, path: str | Path):

@@ -31,7 +31,7 @@ from regaug.training.model import build_model, check_input_size, prepare_model, 
 from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.pictures import create_pictures
 from regaug.training.report import Report
-from regaug.training.resume import Resumed, find_newest, next_epoch, resume, resume_ema
+from regaug.training.resume import Resumed, newest_for_all, next_epoch, resume, resume_ema
 from regaug.training.summary import Summary
 from regaug.training.task import create_task
 from regaug.training.updates import Updater
@@ -133,7 +133,8 @@ class Run:
         overwrites = args.overwrite or args.dry_run
         resumed = Resumed(None, False)
         if args.resume == 'auto':
-            args.resume = find_newest(self.folder, finished_only=args.exact_resume) or ''
+            ranks = dict(rank=args.rank, distributed=args.distributed)
+            args.resume = newest_for_all(self.folder, finished_only=args.exact_resume, **ranks) or ''
             _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
         elif args.experiment and not (args.resume or overwrites):
             check_unused(self.folder, self.experiment)
@@ -143,7 +144,7 @@ class Run:
             _logger.info(f'Epoch {resumed.epoch} was interrupted; it is repeated from its start.')
         self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed.epoch or 0
         if args.resume and not overwrites and self.resumes_here:
-            check_newest(self.folder, self.start_epoch, f'--resume {args.resume}')
+            check_newest(self.folder, self.start_epoch, f'--resume {args.resume}', refine_only=not args.epochs)
 
     @property
     def output(self) -> str:
@@ -215,12 +216,16 @@ class Run:
         args = self.args
         updates = updates_per_epoch(self.train_data.loader, args.grad_accum_steps)
         self.scheduler, main_epochs = None, 0
+        rates = [group['lr'] for group in self.optimizer.param_groups]
         if args.epochs:
             self.scheduler, main_epochs = create_scheduler_v2(
                 self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
             )
         self.first_refining, self.num_epochs = main_epochs, main_epochs + args.refine_epochs
         self.advance_schedule(self.start_epoch)
+        if args.sched == 'plateau' and self.start_epoch > args.warmup_epochs:  # of which it knows no rate by the epoch
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group['lr'] = rate
 
     def advance_schedule(self, epoch: int):
         """Give the learning rate that the schedule has at the start of an epoch."""

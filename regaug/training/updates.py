@@ -6,6 +6,8 @@ import torch
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
+_LEAST_SCALE = 2.0**-20  # from 65,536, 36 overflows in a row
+
 
 class Updater:
     """Turns losses into weight updates: backward, unscaling, clipping, step.
@@ -35,6 +37,11 @@ class Updater:
         if self.loss_scaler is not None:
             loss = self.loss_scaler.scale(loss)
         loss.backward(create_graph=self.second_order)
+
+    @property
+    def stuck(self) -> bool:
+        """The loss scaler has skipped so many updates that the gradients do not overflow, they are no numbers."""
+        return self.loss_scaler is not None and self.loss_scaler.get_scale() < _LEAST_SCALE
 
     def step(self, measure_norm: bool = False) -> torch.Tensor | None:
         """Apply the accumulated gradients and clear them.

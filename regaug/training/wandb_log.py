@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from regaug.errors import OptionError
 from regaug.training.averages import flat_name
 from regaug.training.pictures import MAX_IMAGES, captions_of, draw
 
@@ -46,6 +47,9 @@ class WandbLog:
         try:
             self.run = wandb.init(**wanted, settings=wandb.Settings(**patience))
         except wandb.errors.Error as error:
+            if args.wandb_resume_id and isinstance(error, wandb.errors.UsageError):
+                reason = ' '.join(str(error).split())
+                raise OptionError(f'--wandb-resume-id {args.wandb_resume_id}: {reason}') from error
             self.run = wandb.init(**{**wanted, 'resume': None}, mode='offline')
             self._warn('cannot be reached', error)
         self.run.define_metric('epoch')

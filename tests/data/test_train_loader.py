@@ -194,6 +194,16 @@ def test_the_epoch_reaches_the_sampler_of_a_distributed_run(group_of_one, epoch)
     assert torch.equal(deliver(train_data)[1], order)
 
 
+@pytest.mark.parametrize('epoch', [0, 5])
+def test_the_epoch_reaches_the_sampler_of_a_loader_that_lasts(group_of_one, epoch):
+    train_data = distributed_data(numbered_set(12), '--batch-size', 4)
+    train_data.use(train_data.phase.with_options(use_multi_epochs_loader=True))
+    for following in (epoch, epoch + 1):
+        train_data.set_epoch(following)
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(following))
+        assert torch.equal(deliver(train_data)[1], order)
+
+
 def test_the_epoch_reaches_the_sampler_of_repeated_augmentation(group_of_one):
     train_data = distributed_data(numbered_set(300), '--batch-size', 4)
     train_data.use(train_data.phase.with_options(aug_repeats=3))

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+from timm.utils import AverageMeter
 from torch import nn
 
 from regaug.device import LossScaler
 from regaug.errors import OptionError
+from regaug.training.averages import note_losses
 from regaug.training.interrupt import Diverged
 from tests.helpers.training import assert_equal, make_batches, make_engine, make_task, read_checkpoint
 
@@ -74,6 +76,33 @@ def test_updates_that_the_loss_scaler_skips_are_not_bad():
     assert scaler.state_dict()['scale'] == 2.0**124
     assert math.isfinite(losses['loss'])
     assert engine.bad_updates == 0
+
+
+def test_a_norm_that_is_measured_under_the_loss_scaler_does_not_count():
+    losses = AverageMeter()
+    pending = [(torch.tensor(1.0), 1, 4)]
+    norm = torch.tensor(math.inf)
+    assert note_losses(losses, pending, norm, may_overflow=True) == (math.inf, True)
+    assert note_losses(losses, pending, norm) == (math.inf, False)
+    pending = [(torch.tensor(math.nan), 1, 4)]
+    assert note_losses(losses, pending, torch.tensor(1.0), may_overflow=True) == (1.0, False)
+
+
+def test_gradients_that_are_never_finite_end_a_run_under_the_loss_scaler_too():
+    class Broken(nn.Linear):
+        def forward(self, input):
+            output = super().forward(input)
+            output.register_hook(lambda gradient: gradient * math.nan)
+            return output
+
+    scaler = LossScaler(device='cpu')
+    scaler._scaler = torch.amp.GradScaler('cpu', init_scale=2.0**-18)  # 34 updates later
+    model = nn.Sequential(nn.Flatten(), Broken(3 * 8 * 8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = make_engine(make_task(model), optimizer, '--max-bad-updates', 3, '--log-interval', 1, loss_scaler=scaler)
+    with pytest.raises(Diverged, match='in 3 updates'):
+        engine.train_one_epoch(0, make_batches(8, side=8, dtype=torch.float32))
+    assert len(engine.report.records) == 5  # a scale of 2**-21 is the first that says nothing
 
 
 def test_divergence_ends_a_run_with_the_last_good_checkpoint_kept(train, tmp_path):

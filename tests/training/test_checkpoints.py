@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import os
 import shutil
 
@@ -166,6 +167,26 @@ def test_epoch_saved_between_evaluations_is_finished_and_joins_no_ranking(saver,
     assert read_checkpoint(path)['saver'].get('pending') in (None, (None, None))
     path = saver.save_recovery(2, 3)
     assert next_epoch(read_checkpoint(path)) == (2, True)  # the mark of one does not stay for the other
+
+
+@pytest.mark.parametrize('first', [[], [1.0]])
+def test_a_metric_that_is_no_number_is_never_the_best(saver, tmp_path, first):
+    for epoch, metric in enumerate([*first, math.nan, 2.0, math.nan, 3.0]):
+        saver.save_checkpoint(epoch, metric)
+    assert (saver.best_metric, saver.best_epoch) == (3.0, 3 + len(first))
+    best = read_checkpoint(tmp_path / 'run' / 'model_best.pth.tar')
+    assert best['epoch'] == 3 + len(first)
+
+
+def test_only_what_a_killed_process_leaves_is_removed_when_a_run_goes_on(saver, saved, tmp_path):
+    folder = tmp_path / 'run'
+    (folder / 'tmp_plots').mkdir()
+    mine = {'tmp_notes.txt', 'data.tmp', 'tmp_plots'}
+    for name in (*mine - {'tmp_plots'}, 'tmp.pth.tar', 'recovery_tmp.pth.tar', 'last.pth.tar.tmp', 'args.yaml.tmp'):
+        (folder / name).write_text('')
+    before = {path.name for path in folder.glob('*.pth.tar')} - {'tmp.pth.tar', 'recovery_tmp.pth.tar'}
+    saver.restore(saved)
+    assert {path.name for path in folder.iterdir()} == mine | before
 
 
 def test_two_recovery_checkpoints_are_kept(saver, tmp_path):

@@ -1,18 +1,24 @@
 """Two processes that train together agree when to stop; train.py under torchrun. Gradients are in `test_methods`."""
 
+import contextlib
 import os
 import signal
 import socket
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import train as train_script
+from regaug.errors import OptionError
 from regaug.training import loop
+from regaug.training.resume import newest_for_all
+from tests.helpers.checkpoints import create_saver
 from tests.helpers.ranks import RANKS, run_on_ranks, run_processes
 from tests.helpers.training import (
     CLASSES,
@@ -29,6 +35,7 @@ from tests.helpers.training import (
 )
 
 STOPS = {'signal': {'signal_on': 1}, 'bad loss': {'bad_on': 1}}
+FOLDERS = ('shared folder', 'own folder')
 PATCHES = 'patches'  # of which each rank gets another number
 
 
@@ -90,14 +97,35 @@ def patch_case(rank):
     return seen[0]
 
 
+def resume_case(case, rank):
+    """What a rank goes on from in the folder `run`, which is that of the first rank or each rank's own."""
+    with tempfile.TemporaryDirectory() as own:
+        places = [own]
+        dist.broadcast_object_list(places)
+        if case == FOLDERS[0] or rank:
+            create_saver(make_model(dtype=torch.float32), f'{own}/run').save_recovery(7)  # of another run
+        if rank == 0:
+            create_saver(make_model(dtype=torch.float32), f'{own}/run').save_checkpoint(3, 1.0)
+        with contextlib.chdir(places[0] if case == FOLDERS[0] else own):
+            dist.barrier()
+            try:
+                return newest_for_all('run', finished_only=rank == 0, rank=rank, distributed=True)
+            except OptionError as error:
+                return str(error)
+            finally:
+                dist.barrier()
+
+
 def train_rank(case, rank, world_size):
+    if case in FOLDERS:
+        return resume_case(case, rank)
     return patch_case(rank) if case == PATCHES else stop_case(rank, **STOPS[case])
 
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     """What both ranks saw, by rank."""
-    return run_on_ranks(tmp_path_factory.mktemp('ranks'), train_rank, [*STOPS, PATCHES])
+    return run_on_ranks(tmp_path_factory.mktemp('ranks'), train_rank, [*STOPS, *FOLDERS, PATCHES])
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_update(results):
@@ -106,6 +134,13 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_update(results):
 
 def test_a_bad_loss_on_one_rank_counts_on_all(results):
     assert [results[rank]['bad loss'] for rank in range(RANKS)] == [('Diverged', 4)] * RANKS
+
+
+def test_all_ranks_resume_what_the_first_one_finds(results):
+    assert [results[rank]['shared folder'] for rank in range(RANKS)] == ['run/last.pth.tar'] * RANKS
+    first, second = (results[rank]['own folder'] for rank in range(RANKS))
+    assert first == 'run/last.pth.tar'
+    assert '--resume auto: ' in second and 'is not there for process 1' in second
 
 
 def test_every_image_weighs_the_same_where_naflex_batches_differ_in_size(results):

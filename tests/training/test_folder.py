@@ -14,7 +14,14 @@ import torch
 from regaug.errors import OptionError
 from regaug.training import folder as folders
 from regaug.training.resume import find_newest
-from tests.helpers.training import assert_same_training, follow_log, read_checkpoint, read_summary
+from tests.helpers.checkpoints import create_saver
+from tests.helpers.training import (
+    assert_same_training,
+    follow_log,
+    make_model,
+    read_checkpoint,
+    read_summary,
+)
 
 EXACT = ('--exact-resume', '--sched', 'step', '--decay-epochs', 9)  # a schedule that knows no end
 HOLD = """
@@ -24,6 +31,11 @@ descriptor = lock(sys.argv[1], 'run')
 print('held', flush=True)
 sys.stdin.read()
 """
+
+
+@pytest.fixture
+def saver_of_folder(tmp_path):
+    return create_saver(make_model('test_resnet', torch.float32), tmp_path)
 
 
 def test_a_used_folder_is_refused_and_overwriting_leaves_nothing_of_the_old_run(train, caplog):
@@ -69,6 +81,45 @@ def test_going_on_from_an_old_checkpoint_beside_later_ones_is_refused_or_discard
     assert sorted(path.name for path in folder.glob('checkpoint-*')) == ['checkpoint-0.pth.tar', 'checkpoint-1.pth.tar']
     train(*EXACT, '--epochs', 3, '--resume', 'auto')
     assert_same_training(folder, reference)
+
+
+def test_discarding_later_epochs_leaves_no_recovery_checkpoint_of_them_for_resume_auto(train, caplog):
+    options = (*EXACT[1:], '--recovery-interval', 3, '--checkpoint-hist', 4)
+    folder = train(*options, '--epochs', 3)
+    assert {path.name for path in folder.glob('recovery-*')} == {'recovery-1-2.pth.tar', 'recovery-2-2.pth.tar'}
+    (folder / 'checkpoint-1.pth.tar').unlink()
+    (folder / 'checkpoint-2.pth.tar').unlink()
+    first = ('--resume', folder / 'checkpoint-0.pth.tar')
+    with pytest.raises(OptionError, match=r'(last|recovery-2-2|model_best)\.pth\.tar is of a later epoch; go on with'):
+        train(*options, '--epochs', 3, *first)
+    train(*options, '--epochs', 2, *first, '--overwrite', '--lr', 0.01)
+    assert {path.name for path in folder.glob('recovery-*')} == {'recovery-1-2.pth.tar'}
+    log = follow_log(caplog)
+    train(*options, '--epochs', 2, '--resume', 'auto')
+    assert f'2 of 2 epochs are done in {folder}/last.pth.tar' in log.text
+
+
+def test_only_the_epochs_that_are_repeated_are_discarded(saver_of_folder, tmp_path):
+    saver = saver_of_folder
+    saver.save_checkpoint(0, 1.0)
+    saver.save_recovery(1, 4)
+    saver.save_checkpoint(1, 0.5)
+    saver.save_recovery(2, 4)
+    (tmp_path / 'checkpoint-9.pth.tar').write_bytes(b'broken')
+    later = folders.later_checkpoints(tmp_path, 1)
+    names = {path.name: within_first for path, within_first in later.items()}
+    assert names == {
+        'checkpoint-1.pth.tar': False,
+        'last.pth.tar': False,
+        'recovery-1-4.pth.tar': True,
+        'recovery-2-4.pth.tar': False,
+    }
+    folders.check_newest(tmp_path, 2, '--resume x')  # recovery-2-4 holds no whole epoch that is later
+    with pytest.raises(OptionError, match=r'is of a later epoch; give another --experiment\.$'):
+        folders.check_newest(tmp_path, 0, '--resume auto', refine_only=True)
+    folders.clear(tmp_path, start_epoch=1, keep=tmp_path / 'checkpoint-0.pth.tar')
+    left = {path.name for path in tmp_path.glob('*.pth.tar')}
+    assert left == {'checkpoint-0.pth.tar', 'checkpoint-9.pth.tar', 'model_best.pth.tar'}
 
 
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_one_is_gone(tmp_path):

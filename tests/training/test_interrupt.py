@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from regaug.training.interrupt import StopRequest
+from regaug.training.interrupt import StopRequest, command_to_go_on
 from regaug.training.report import Report
 from tests.helpers.training import (
     assert_same_training,
@@ -180,6 +180,15 @@ def test_after_a_signal_the_given_command_resumes_exactly(update_idx, whole, tra
     stop_at(-1, -1)
     train(*EXACT, *resume_option(log.text), experiment='stopped')
     assert_same_training(stopped, whole)
+
+
+def test_the_given_command_does_not_repeat_how_the_run_started(monkeypatch):
+    start = ['--overwrite', '--resume', 'old.pth.tar', '--no-resume-opt', '--start-epoch', '0', '--start-epoch=1']
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--epochs', '3', *start, '--lr', '0.1'])
+    lasting = [sys.executable, 'train.py', '--epochs', '3', '--lr', '0.1', '--experiment', 'run']
+    assert shlex.split(command_to_go_on('run', 'new.pth.tar')) == [*lasting, '--resume', 'new.pth.tar']
+    again = [sys.executable, *sys.argv, '--experiment', 'run', '--overwrite']
+    assert shlex.split(command_to_go_on('run', None)) == again  # nothing is saved: it starts as it did
 
 
 def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started(whole, train, stop_at, caplog):

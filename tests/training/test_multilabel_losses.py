@@ -45,20 +45,18 @@ def test_the_task_trains_on_binary_cross_entropy():
 def test_sub_networks_learn_the_full_networks_sigmoid_as_it_is(smoothing, criterion_kwargs):
     criterion = BinaryCrossEntropy(smoothing=smoothing, smooth_dense=True, **criterion_kwargs).double()
     output, teacher = 2 * torch.randn(2, 6, CLASSES, dtype=torch.float64).float()
-    pos_weight = criterion_kwargs.get('pos_weight')
-    expected = F.binary_cross_entropy_with_logits(
-        output, teacher.sigmoid(), pos_weight=None if pos_weight is None else torch.tensor(pos_weight), reduction='none'
-    )
+    expected = F.binary_cross_entropy_with_logits(output, teacher.sigmoid(), reduction='none')
     expected = expected.sum(dim=1).mean() if criterion_kwargs.get('sum_classes') else expected.mean()
     torch.testing.assert_close(soft_label_loss(output, teacher, criterion.float()), expected)
     torch.testing.assert_close(soft_label_losses(output, teacher, criterion.float()).mean(), expected)
     assert criterion.smoothing == smoothing
 
 
-def test_a_sub_network_that_agrees_with_the_full_one_has_nothing_left_to_learn():
+@pytest.mark.parametrize('pos_weight', [None, 3.0])
+def test_a_sub_network_that_agrees_with_the_full_one_has_nothing_left_to_learn(pos_weight):
     teacher = torch.randn(6, CLASSES).requires_grad_()
     output = teacher.detach().clone().requires_grad_()
-    criterion = BinaryCrossEntropy(smoothing=0.2, smooth_dense=True)
+    criterion = BinaryCrossEntropy(smoothing=0.2, smooth_dense=True, pos_weight=pos_weight)
     soft_label_loss(output, teacher.detach(), criterion).backward()
     assert output.grad.abs().max() < 1e-7
 

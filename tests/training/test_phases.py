@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.loss import BinaryCrossEntropy
 
 from regaug.options import parse_train
 from regaug.training.criterion import create_criterion
@@ -35,6 +36,18 @@ def names(args, count):
 def test_phases_follow_from_the_options_alone(options, expected):
     warmup = () if '--warmup-epochs' in options else ('--warmup-epochs', 0)
     assert names(train_args(*warmup, *options), len(expected)) == expected
+
+
+@pytest.mark.parametrize('mixing', [('--mixup', 0.2), ('--cutmix-minmax', 0.2, 0.8), ('--manifold-mixup', 1.0)])
+@pytest.mark.parametrize('smoothing', [0, 0.1])
+def test_the_loss_is_binary_in_every_phase_of_a_run_or_in_none(mixing, smoothing):
+    options = ('--epochs', 4, '--warmup-epochs', 0, '--refine-epochs', 1, '--refine-fade', 1, '--smoothing', smoothing)
+    args = train_args(*options, '--bce-loss', *mixing)
+    kinds = {phase_at(epoch, args).name: type(create_criterion(phase_at(epoch, args))) for epoch in range(5)}
+    assert kinds == {'main': BinaryCrossEntropy, 'fade': BinaryCrossEntropy, 'refine': BinaryCrossEntropy}
+    plain = train_args(*options, '--bce-loss')
+    expected = BinaryCrossEntropy if smoothing else torch.nn.CrossEntropyLoss
+    assert {type(create_criterion(phase_at(epoch, plain))) for epoch in range(5)} == {expected}
 
 
 def test_refinement_switches_off_all_intensive_augmentation_and_names_what_was_on():

@@ -20,3 +20,15 @@ def test_the_learning_rate_falls_where_the_metric_gets_no_better(train, monkeypa
     monkeypatch.setattr(Engine, 'evaluate', evaluate)
     rates = [float(row['lr']) for row in read_summary(train(*PLATEAU, '--eval-metric', metric))]
     assert rates == pytest.approx([0.05, 0.05, 0.05, 0.05 if improves else 0.005])
+
+
+@pytest.mark.parametrize('warmup', [(), ('--warmup-epochs', 1, '--warmup-lr', 1e-5)])
+def test_a_resumed_run_goes_on_with_the_rate_that_it_had(train, monkeypatch, warmup):
+    monkeypatch.setattr(Engine, 'evaluate', lambda self, loader, model, **kwargs: {'loss': 1.0, 'top1': 10.0})
+    folder = train(*PLATEAU, *warmup, '--epochs', 5)  # the metric never gets better
+    train(*PLATEAU, *warmup, '--epochs', 7, '--resume', 'auto')
+    rates = [float(row['lr']) for row in read_summary(folder)]
+    assert rates[3:] == pytest.approx([0.05 if warmup else 0.005] + [0.005] * 3)  # its patience begins anew, as in timm
+    afresh = ('--resume', folder / 'last.pth.tar', '--no-resume-opt', '--epochs', 8)
+    fresh = train(*PLATEAU, *warmup, *afresh, experiment='afresh')
+    assert [float(row['lr']) for row in read_summary(fresh)] == pytest.approx([0.05])

@@ -42,6 +42,7 @@ def make_record(**changes):
         terms={},
         lr=0.0125,
         samples=64,
+        epoch_samples=128,
         update_time=meter(0.75, 0.25),
         data_time=meter(0.01, 0.02),
         grad_norm=None,
@@ -261,6 +262,31 @@ def test_evaluation_has_a_line_with_its_metrics(caplog):
     assert re.fullmatch(
         r'Test \(EMA\): \[ +3/3\]  Time: 0\.250 \(0\.250\)  Loss: +1\.500  Top1: +62\.500  Top5: 100\.000', line
     )
+
+
+def test_patches_of_naflex_are_no_pictures(tmp_path):
+    report = make_report('--save-images', output_dir=str(tmp_path))
+    report.on_batch({'patches': torch.zeros(2, 3)}, torch.zeros(2), 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_lines_leave_out_unreadable_images_and_have_the_rate_of_the_epoch(caplog):
+    caplog.set_level(logging.INFO)
+    report = make_report()
+    report.last_record = make_record(samples=10, epoch_samples=310, update_time=meter(1.0, 1.0, 1.0, 0.1))
+    metrics = {'loss': 1.0, 'top1': 50.0, 'top5': 90.0}
+    results = [
+        {'epoch': 0, 'train': {'loss': 2.0}, 'validation': metrics},
+        {'epoch': 1, 'train': {'loss': 2.0}, 'validation': {**metrics, 'unreadable': 3}},
+    ]
+    report.on_end(results, metric='top1', best=(50.0, 0))
+    table, rate, *_ = [record.getMessage() for record in caplog.records]
+    assert [line.split() for line in table.splitlines()] == [
+        ['Epoch', 'Loss', 'Top1', 'Top5'],
+        ['best', '0', '1.0000', '50.0000', '90.0000'],
+        ['final', '1', '1.0000', '50.0000', '90.0000'],
+    ]
+    assert rate.endswith('Images: 100.0/s')
 
 
 def test_pictures_of_training_batches_are_saved_on_demand(tmp_path):

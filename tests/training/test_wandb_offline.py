@@ -5,6 +5,7 @@ import warnings
 import pytest
 import wandb
 
+from regaug.errors import OptionError
 from regaug.training.wandb_log import WandbLog
 from tests.helpers.training import read_summary, train_args
 
@@ -46,6 +47,12 @@ def test_a_service_out_of_reach_is_waited_for_half_a_minute_at_most_then_logged_
         'Weights & Biases cannot be reached (Timed out while retrying). Upload later: wandb sync /logs/offline-run-1'
     )
     assert len(read_summary(folder)) == 1
+
+
+def test_a_run_id_that_the_service_does_not_know_is_refused(monkeypatch, train):
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: (_ for _ in ()).throw(wandb.errors.UsageError('No such run')))
+    with pytest.raises(OptionError, match=r'^--wandb-resume-id abd: No such run$'):
+        train('--epochs', 1, '--log-wandb', '--wandb-resume-id', 'abd')
 
 
 def test_a_service_that_breaks_in_the_middle_costs_one_warning(monkeypatch, train, caplog):
