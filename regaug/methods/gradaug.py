@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers import PatchDropout
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -26,6 +27,7 @@ from regaug.methods.subnetworks import (
     draw_widths,
     plan_subnetworks,
     rows_of,
+    single_images,
     sizes_for,
     soft_label_loss,
     transform,
@@ -123,8 +125,11 @@ class GradAug(Method):
             _logger.info(f'GradAug: --gradaug-compile draws widths from {self.width_choices} only, not uniformly.')
 
     def drops_tokens(self, model: nn.Module) -> bool:
-        """Whether a sub-network of this model leaves out tokens instead of seeing masked patches."""
-        return 'mask' in self.transforms and hasattr(model, 'patch_drop')
+        """Whether a sub-network of this model leaves out tokens instead of seeing masked patches.
+
+        timm's other transformers with a `patch_drop` need the places of the tokens that it keeps, or have no prefix.
+        """
+        return 'mask' in self.transforms and isinstance(model, VisionTransformer) and hasattr(model, 'patch_drop')
 
     def wrap(self, network: nn.Module):
         self._inside_ddp = True
@@ -149,6 +154,8 @@ class GradAug(Method):
         rng = random.Random(derived_seed('gradaug', self.seed, num_updates))
         widths = draw_widths(rng, self.num_subnetworks, self.min_width, self.width_choices, self.rule)
         sizes = sizes_for(height, self.sizes)
+        if 'crop' in self.transforms:
+            sizes = [min(size, height) for size in sizes]
         resizes = 'scale' in self.transforms or 'crop' in self.transforms
         return [
             Draw(
@@ -255,13 +262,13 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
     _, height, width = input_size
     if 'rotate' in args.gradaug_transforms and height != width:
         raise OptionError(f'--gradaug-transforms rotate: needs square images, these are {height}x{width}.')
-    sizes = sizes_for(height, args.gradaug_sizes or SIZE_SHARES)
-    largest = max(args.train_img_sizes or [height])
-    if max(sizes) > largest:
-        raise OptionError(f'--gradaug-sizes {max(sizes)}: above the training size, {largest} pixels.')
-    if {'scale', 'crop'} & set(args.gradaug_transforms):
-        single = args.batch_size == 1 and not (args.freeze_bn or args.sync_bn)
-        check_sizes(model, input_size, sizes, single=single)
+    heights = args.train_img_sizes or [height]
+    resizes = {'scale', 'crop'} & set(args.gradaug_transforms)
+    shares = (args.gradaug_sizes or SIZE_SHARES) if resizes else [1]
+    sizes = dict.fromkeys(size for each in heights for size in sizes_for(each, shares))
+    if max(sizes) > max(heights):
+        raise OptionError(f'--gradaug-sizes {max(sizes)}: above the training size, {max(heights)} pixels.')
+    check_sizes(model, input_size, sizes, single=single_images(args))
     make_subnet, share_of_flops, report = plan_subnetworks(args, model, input_size)
     backend = args.torchcompile or 'inductor'
     gradaug = GradAug(

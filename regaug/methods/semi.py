@@ -5,7 +5,6 @@ The full network's output is the pseudo-label of an unlabelled image, and the su
 transformed image. Weight, ramp and cut-off are not in the paper; their words are those of later work (USB).
 """
 
-import copy
 import logging
 from argparse import Namespace
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import nn
 from regaug.data.unlabelled import UnlabelledData, create_unlabelled
 from regaug.methods import Method
 from regaug.methods.scoring import Scorer, sample_losses
+from regaug.methods.subnetworks import taught
 
 _logger = logging.getLogger('train')
 
@@ -31,9 +31,7 @@ def soft_label_losses(output: torch.Tensor, teacher_output: torch.Tensor, criter
     """
     output, teacher_output = precise(output), precise(teacher_output)
     if isinstance(criterion, BinaryCrossEntropy):
-        criterion = copy.copy(criterion)
-        criterion.target_threshold, criterion.smoothing = None, 0.0
-        return sample_losses(criterion, output, teacher_output.sigmoid())
+        return sample_losses(taught(criterion), output, teacher_output.sigmoid())
     losses = F.kl_div(output.log_softmax(dim=-1), teacher_output.softmax(dim=-1), reduction='none')
     return losses.sum(dim=-1)
 

@@ -4,12 +4,11 @@ Source: Yang et al., "GradAug: A New Regularization Method for Deep Neural Netwo
 and 4.1.
 """
 
-import copy
 import functools
 import math
 import random
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,11 +158,18 @@ def soft_label_loss(output: torch.Tensor, teacher_output: torch.Tensor, criterio
             the criterion's reduction, else its softmax (temperature 1) and the mean KL divergence per sample.
     """
     if isinstance(criterion, BinaryCrossEntropy):
-        soft_criterion = copy.copy(criterion)
-        soft_criterion.target_threshold, soft_criterion.smoothing = None, 0.0
-        return soft_criterion(output.float(), teacher_output.float().sigmoid())
+        return taught(criterion)(output.float(), teacher_output.float().sigmoid())
     teacher_target = teacher_output.float().softmax(dim=-1)
     return F.kl_div(output.float().log_softmax(dim=-1), teacher_target, reduction='batchmean')
+
+
+def taught(criterion: BinaryCrossEntropy) -> BinaryCrossEntropy:
+    """The criterion for labels that are a network's output: taken as they are, least where both agree.
+
+    What `pos_weight` asks for is in the output already.
+    """
+    how = dict(weight=criterion.weight, reduction=criterion.reduction, sum_classes=criterion.sum_classes)
+    return BinaryCrossEntropy(smoothing=0.0, **how)
 
 
 class SubnetSwitch(nn.Module):
@@ -181,19 +187,32 @@ class SubnetSwitch(nn.Module):
         return self.subnet(input) if use_subnet else self.module(input)
 
 
+def single_images(args: Namespace) -> str:
+    """The options by which a sub-network, whose batch-norm always takes statistics, sees one image at a time, or ''."""
+    images = {'--batch-size': min(args.train_batch_sizes or [args.batch_size]) * max(1, args.aug_splits)}
+    if args.unlabeled_split and args.uratio:
+        images['--uratio'] = round(args.uratio * args.batch_size)
+    for option, count in images.items():
+        if rows_of(0, count, args.gradaug_batch_share).stop == 1 and not (args.distributed and args.sync_bn):
+            share = f' --gradaug-batch-share {args.gradaug_batch_share:g}' if count > 1 else ''
+            given = f' --uratio {args.uratio:g}' if option == '--uratio' else ''
+            return f'--batch-size {args.batch_size}{given}{share}'
+    return ''
+
+
 def check_sizes(
     model: nn.Module,
     input_size: Sequence[int],
-    sizes: Sequence[float],
+    sizes: Iterable[float],
     *,
     option: str = '--gradaug-sizes',
-    single: bool = False,
+    single: str = '',
 ):
     """Run the model's shapes at each size.
 
     Args:
         option: what asked for the sizes, for messages.
-        single: it trains on one image at a time.
+        single: the options by which it trains on one image at a time, if it does.
 
     Raises:
         OptionError: naming the first size that the model cannot take, or at which batch-norm has nothing to average.
@@ -203,7 +222,7 @@ def check_sizes(
         shape = (channels, size, round(size * width / height))
         reason = shape_error(model, shape)
         if single and single_values(model, shape):
-            raise OptionError(f'--batch-size 1: batch-norm would see one value per channel at {option} {size}.')
+            raise OptionError(f'{single}: batch-norm would see one value per channel at {option} {size}.')
         if reason is not None:
             patches = getattr(model, 'patch_embed', None)
             strict, pads = (getattr(patches, name, None) for name in ('strict_img_size', 'dynamic_img_pad'))

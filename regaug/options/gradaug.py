@@ -4,14 +4,16 @@ from argparse import Namespace
 
 from timm.optim import get_optimizer_info
 
-from regaug.options.parser import Group, Option, flag, refuse_with, require, shown, size
+from regaug.options.parser import Group, Option, flag, refuse_with, require, shown, size, value_of, warn
 from regaug.options.timm_checks import check_pixels, main_epochs
 
-_WIDTH, _DEPTH = '--gradaug-subnet=width', '--gradaug-subnet=depth'
+_WIDTH, _DEPTH, _MASK = '--gradaug-subnet=width', '--gradaug-subnet=depth', '--gradaug-transforms=mask'
 _WIDTHS = 'the smallest width and others drawn (sandwich), all drawn, or the smallest alone'
 _MODE = 'blocks dropped for each sample, rescaled as in timm, or for the whole batch, unscaled as in the released code'
 _TRANSFORMS = ('scale', 'rotate', 'crop', 'flip', 'mask')
 _SIZES = 'of scale and crop: pixels, or shares up to 1 of the training size (default: 1, 6/7, 5/7 and 4/7, rounded)'
+_MASK_RATIO = 'share of the patches (or tokens) that mask drops'
+_MASK_PATCH = 'side in pixels of the patches that mask sets to zero'
 _SUBNET = 'what makes a sub-network: fewer channels, or fewer blocks (stochastic depth)'
 
 TRAIN = Group(
@@ -29,8 +31,8 @@ TRAIN = Group(
     Option('--gradaug-weight', float, 1.0, "weight of each sub-network's loss", above=0),
     Option('--gradaug-batch-share', float, 1.0, 'share of the batch that each sub-network sees', above=0, high=1),
     flag('--gradaug-average', 'divide the sum of all loss terms by their number, as MaskSub does'),
-    Option('--gradaug-mask-ratio', float, 0.5, 'share of the patches (or tokens) that mask drops', above=0, below=1),
-    Option('--gradaug-mask-patch', int, 32, 'side in pixels of the patches that mask sets to zero', low=1),
+    Option('--gradaug-mask-ratio', float, 0.5, _MASK_RATIO, above=0, below=1, needs=_MASK),
+    Option('--gradaug-mask-patch', int, 32, _MASK_PATCH, low=1, needs=_MASK),
     Option('--gradaug-every', int, 1, 'train sub-networks at every n-th update only', low=1),
     Option('--gradaug-start-epoch', int, 0, 'first epoch that trains sub-networks', low=0),
     Option('--gradaug-compile', int, 0, 'draw from this many fixed widths, and compile them (approximate)', low=0),
@@ -51,10 +53,16 @@ def check(args: Namespace):
     why = f'rotate needs a square input, not {shown(args, "--input-size")}'
     require(args, '--gradaug-transforms', square or 'rotate' not in args.gradaug_transforms, why)
     used = {'scale', 'crop'} & set(args.gradaug_transforms)
+    why = 'scale and crop have one size, so that the second of them would change nothing'
+    require(args, '--gradaug-transforms', len(used) < 2, why)
     require(args, '--gradaug-sizes', args.gradaug_sizes is None or used, 'only scale and crop change the size')
     check_pixels(args, '--gradaug-sizes', args.gradaug_sizes or ())
     epochs = main_epochs(args) + (0 if args.refine_plain else args.refine_epochs)
     reached = args.gradaug_start_epoch < max(epochs, 1)
     require(args, '--gradaug-start-epoch', reached, f'is never reached in {epochs} epochs')
+    for name in ('--drop-path', '--drop-connect') if args.gradaug_subnet == 'depth' else ():
+        if value_of(args, name):
+            instead = 'blocks are dropped in the sub-networks alone, see --gradaug-depth-rate'
+            warn(f'{shown(args, name)} has no effect with {shown(args, "--gradaug-subnet")}: {instead}.')
     by_width = not args.gradaug_compile or args.gradaug_subnet == 'width'
     require(args, '--gradaug-compile', by_width, f'fixes widths, which {shown(args, "--gradaug-subnet")} has not')

@@ -2,7 +2,8 @@
 
 from argparse import Namespace
 
-from regaug.options.parser import Group, Option, refuse_with, require, require_known, shown, value_of
+from regaug.options.parser import Group, Option, refuse_with, require, require_known, shown, value_of, warn
+from regaug.options.timm_checks import main_epochs
 from regaug.options.timm_data_checks import mixing_flags, refuse_stream
 
 AUGMENTATIONS = ('cutmix', 'mixup', 'cutout', 'gauss', 'views')
@@ -19,7 +20,14 @@ TRAIN = Group(
     Option('--maxup-aug', str, None, _AUG),
     Option('--maxup-warmup-epochs', int, None, _WARMUP, low=0),
     Option('--maxup-score', str, 'loss', _SCORE, choices=('loss', 'excess')),
-    Option('--gauss-sigma', float, 0.1, 'deviation of the Gaussian noise, for pixels from 0 to 1', low=0),
+    Option(
+        '--gauss-sigma',
+        float,
+        0.1,
+        'deviation of the Gaussian noise, for pixels from 0 to 1',
+        low=0,
+        needs='--maxup-aug=gauss',
+    ),
     switch='--maxup',
 )
 
@@ -31,6 +39,8 @@ def resolve(args: Namespace, chosen: dict):
         args.maxup_aug = 'mixup' if args.mixup and not cutmix else 'cutmix'
         if args.maxup_aug == 'cutmix' and not cutmix:
             args.cutmix = 1.0  # as in the paper, section 4.1
+    if args.maxup and 'mixup_switch_prob' in chosen:
+        warn(f'{shown(args, "--mixup-switch-prob")} has no effect under --maxup, which mixes as --maxup-aug says.')
     if args.maxup and args.maxup_warmup_epochs is None:
         tuned = args.pretrained or args.initial_checkpoint or args.pretrained_path
         args.maxup_warmup_epochs = 0 if tuned else 5  # section 4
@@ -53,7 +63,8 @@ def check(args: Namespace):
     refuse_with(args, '--maxup', ['--manifold-mixup'], 'copies would be scored without the mixed features')
     ends = ['--epochs', *(['--mixup-off-epoch'] if args.mixup_off_epoch and {*names} <= {'cutmix', 'mixup'} else [])]
     for flag in ends:  # more than one copy is drawn in some epoch
-        in_time = args.maxup == 1 or args.maxup_warmup_epochs < value_of(args, flag) or not args.epochs
+        end = main_epochs(args) if flag == '--epochs' else value_of(args, flag)
+        in_time = args.maxup == 1 or args.maxup_warmup_epochs < end or not args.epochs
         why = f'{shown(args, "--maxup")} would never begin before {shown(args, flag)}'
         require(args, '--maxup-warmup-epochs', in_time, why)
 

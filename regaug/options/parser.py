@@ -254,9 +254,10 @@ def warn_without_effect(args: Namespace, groups: Iterable[Group], given: Iterabl
 
 
 def is_on(args: Namespace, need: str) -> bool:
-    """Whether an option is set, not zero and not empty; for `--option=value`, whether it has that value."""
+    """Whether an option is set, not zero and not empty; for `--option=value`, whether that is (among) its value."""
     name, _, wanted = need.partition('=')
-    return value_of(args, name) == wanted if wanted else bool(value_of(args, name))
+    value = value_of(args, name)
+    return wanted in (value.split('+') if isinstance(value, str) else value or ()) if wanted else bool(value)
 
 
 def warn(message: str):

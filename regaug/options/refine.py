@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 from regaug.options.parser import Group, Option, flag, require, shown, warn
+from regaug.options.timm_checks import main_epochs
 
 _LR = 'learning rate of the refinement (default: the last of a step schedule, 1/1000 of the peak otherwise)'
 
@@ -23,7 +24,7 @@ def check(args: Namespace):
     if not args.refine_epochs:  # so that --refine-epochs 0 switches off what a recipe asks for
         return
     require(args, '--refine-lr', args.refine_lr != 0, 'must be positive')
-    in_time = args.refine_fade <= args.epochs
+    in_time = args.refine_fade <= main_epochs(args)
     require(args, '--refine-fade', in_time, f'must not be longer than the main phase ({shown(args, "--epochs")})')
     if args.refine_lr and args.lr and args.refine_lr > args.lr:
         warn(f'{shown(args, "--refine-lr")} is above the peak learning rate, {shown(args, "--lr")}.')

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from regaug.options.parser import Group, Option, flag, refuse_with, require, shown
+from regaug.options.parser import Group, Option, flag, refuse_with, require, shown, warn
 from regaug.options.timm_data_checks import refuse_stream
 
 TRAIN = Group(
@@ -13,12 +13,26 @@ TRAIN = Group(
     Option('--label-split', int, 0, 'which of the reproducible subsets --labels-per-class takes', low=0),
     Option('--updates-per-epoch', int, None, 'updates in an epoch; the images are repeated (default: one pass)', low=1),
     flag('--freeze-bn', 'keep statistics and parameters of batch-norm as they are, for fine-tuning'),
-    Option('--cutout-size', int, 16, "side in pixels of Cutout's square", low=1, needs='--maxup --uada'),
+    Option(
+        '--cutout-size',
+        int,
+        16,
+        "side in pixels of Cutout's square",
+        low=1,
+        needs='--maxup-aug=cutout --uada-groups=cutout',
+    ),
     flag('--exact-resume', 'a stopped and resumed run gives the numbers of an uninterrupted one, to the bit on a CPU'),
     flag('--overwrite', 'start afresh in the folder of an old run, whose files are removed first', once=True),
     flag('--dry-run', 'build all, run two updates and an evaluation batch, say what a run takes, write nothing'),
     Option('--max-bad-updates', int, 10, 'stop after so many updates in a row that are not finite; 0: never', low=0),
 )
+
+
+def resolve(args: Namespace, chosen: dict):
+    """Tell which options of the resized crop are without effect."""
+    for name in ('scale', 'ratio'):
+        if args.pad_crop and name in chosen:
+            warn(f'{shown(args, f"--{name}")} has no effect with {shown(args, "--pad-crop")}, which keeps the size.')
 
 
 def check(args: Namespace):

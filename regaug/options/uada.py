@@ -14,7 +14,7 @@ TRAIN = Group(
     'UADA parameters',
     flag('--uada', 'adapt the augmentation of each sample to the loss, by the sign of its finite differences'),
     Option('--uada-groups', str, ['policy'], _GROUPS, nargs='+'),
-    Option('--uada-ranges', str, 'paper', _RANGES, choices=('paper', 'timm')),
+    Option('--uada-ranges', str, 'paper', _RANGES, choices=('paper', 'timm'), needs='--uada-groups=policy'),
     Option('--uada-delta', int, 1, 'size of the probes, in levels and pixels', low=1),
     Option('--uada-epsilon', int, 1, 'size of the step, in levels and pixels; 0: the operators as drawn', low=0),
     Option('--uada-step', str, 'ascend', _STEP, choices=('ascend', 'random', 'descend')),

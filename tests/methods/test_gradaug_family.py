@@ -4,6 +4,7 @@ import copy
 import random
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -98,6 +99,27 @@ def test_exactly_the_drawn_patches_are_masked():
     assert not torch.equal(zero[0], zero[1])
     assert torch.equal(mask(images, 0.5, 8, seed=7), masked)
     assert not torch.equal(mask(images, 0.5, 8, seed=8), masked)
+
+
+@pytest.mark.parametrize(
+    ('name', 'drops'), [('test_vit', True), ('eva02_tiny_patch14_224', False), ('samvit_base_patch16_224', False)]
+)
+def test_only_transformers_that_know_how_drop_tokens_the_others_see_masked_images(name, drops):
+    with torch.device('meta'):
+        model = timm.create_model(name, num_classes=CLASSES)
+    assert hasattr(model, 'patch_drop')
+    assert make_gradaug(transforms=('mask',)).drops_tokens(model) is drops
+    assert not make_gradaug(transforms=('flip',)).drops_tokens(model)
+
+
+def test_an_eva_transformer_trains_on_masked_images():
+    kwargs = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2)
+    model = timm.create_model('eva02_tiny_patch14_224', num_classes=CLASSES, **kwargs).double()
+    options = dict(num_subnetworks=1, min_width=1.0, transforms=('mask',), mask_patch=8)
+    task = make_task(model, gradaug=make_gradaug(**options), side=32)
+    [(input, target)] = make_batches(1)
+    _, (_, sub) = task.loss_terms(input, target)
+    assert sub is not None and all(term()['loss'].isfinite() for _, term in task.loss_terms(input, target))
 
 
 def test_masksub_is_the_mean_of_two_losses_the_second_on_a_masked_image_towards_the_full_output():

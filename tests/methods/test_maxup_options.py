@@ -111,6 +111,7 @@ ACCEPTED = [
     '--maxup 4 --gradaug 2 --refine-epochs 3 --refine-fade 2 --mixup-off-epoch 80',
     '--maxup 4 --kd-model-name resnet18',
     '--maxup 4 --maxup-warmup-epochs 89 --epochs 90',
+    '--maxup 4 --maxup-warmup-epochs 94 --epochs 90 --warmup-prefix --warmup-epochs 5',
     '--maxup 4 --epochs 0 --refine-epochs 2',
     '--maxup 4 --exact-resume --torchcompile --amp --channels-last --freeze-bn',
     '--maxup 0 --mixup 0.2 --cutmix 1 --mixup-mode pair',

@@ -76,7 +76,42 @@ def test_the_command_line_turns_off_what_a_file_turns_on(parse):
         ('--refine-plain', ['--refine-plain has no effect without --refine-epochs.']),
         ('--maxup-aug cutout', ['--maxup-aug cutout has no effect without --maxup.']),
         ('--maxup-warmup-epochs 2 --maxup 0', ['--maxup-warmup-epochs 2 has no effect without --maxup.']),
-        ('--cutout-size 8', ['--cutout-size 8 has no effect without --maxup or --uada.']),
+        ('--cutout-size 8', ['--cutout-size 8 has no effect without --maxup-aug cutout or --uada-groups cutout.']),
+        (
+            '--maxup 2 --cutmix 1 --maxup-aug cutmix+gauss --cutout-size 8 --gauss-sigma 0.2 --mixup-switch-prob 0.1',
+            [
+                '--mixup-switch-prob 0.1 has no effect under --maxup, which mixes as --maxup-aug says.',
+                '--cutout-size 8 has no effect without --maxup-aug cutout or --uada-groups cutout.',
+            ],
+        ),
+        (
+            '--maxup 2 --maxup-aug cutout --cutout-size 8 --uada-groups cutout',
+            ['--uada-groups cutout has no effect without --uada.'],
+        ),
+        (
+            '--maxup 2 --maxup-aug cutout --gauss-sigma 0.2',
+            ['--gauss-sigma 0.2 has no effect without --maxup-aug gauss.'],
+        ),
+        (
+            '--uada --uada-groups flip --uada-ranges timm',
+            ['--uada-ranges timm has no effect without --uada-groups policy.'],
+        ),
+        (
+            '--gradaug 2 --gradaug-transforms flip --gradaug-mask-ratio 0.4 --gradaug-mask-patch 8',
+            [
+                '--gradaug-mask-ratio 0.4 has no effect without --gradaug-transforms mask.',
+                '--gradaug-mask-patch 8 has no effect without --gradaug-transforms mask.',
+            ],
+        ),
+        ('--gradaug 2 --gradaug-transforms flip mask --gradaug-mask-ratio 0.4', []),
+        (
+            '--gradaug 2 --gradaug-subnet depth --drop-path 0.7',
+            [
+                '--drop-path 0.7 has no effect with --gradaug-subnet depth: blocks are dropped in the sub-networks '
+                'alone, see --gradaug-depth-rate.'
+            ],
+        ),
+        ('--pad-crop 4 --scale 0.2 1', ['--scale 0.2 1.0 has no effect with --pad-crop 4, which keeps the size.']),
         ('--gauss-sigma 0.2 --uada', ['--gauss-sigma 0.2 has no effect without --maxup.']),
         (
             '--gradaug 2 --gradaug-depth-rate 0.3',
@@ -96,8 +131,8 @@ def test_the_command_line_turns_off_what_a_file_turns_on(parse):
         # with their switches, and without the options, all is quiet
         ('--gradaug 2 --gradaug-min-width 0.5 --gradaug-start-epoch 3', []),
         ('--gradaug 2 --gradaug-subnet depth --gradaug-depth-rate 0.3 --gradaug-depth-mode batch', []),
-        ('--uada --cutout-size 8 --uada-epsilon 0', []),
-        ('--maxup 4 --mixup-prob 0.5 --cutout-size 8', []),  # MaxUp turns CutMix on
+        ('--uada --uada-groups policy cutout --cutout-size 8 --uada-epsilon 0', []),
+        ('--maxup 4 --mixup-prob 0.5', []),  # MaxUp turns CutMix on
         ('--cutmix-minmax 0.2 0.8 --mixup-prob 0.5', []),
         ('--gradaug 0 --maxup 0 --refine-epochs 0 --manifold-mixup 0', []),
         ('', []),
@@ -128,7 +163,8 @@ SWITCHES = {
     '--naflex-loader': '--naflex-train-seq-lens=9 --naflex-max-seq-len=9 --naflex-patch-sizes=9 '
     '--naflex-loss-scale=none --naflex-patchify-channels-first',
     '--pad-crop': '--pad-mode=constant',
-    '--maxup or --uada': '--cutout-size=8 --score-size=9 --score-dtype=float16',
+    '--maxup-aug cutout or --uada-groups cutout': '--cutout-size=8',
+    '--maxup or --uada': '--score-size=9 --score-dtype=float16',
     '--gradaug': '--gradaug-min-width=1 --gradaug-width-divisor=1 --gradaug-widths=uniform --gradaug-transforms=flip '
     '--gradaug-sizes=9 --gradaug-targets=hard --gradaug-subnet=depth --gradaug-depth-rate=0 '
     '--gradaug-depth-mode=batch --gradaug-weight=2 --gradaug-every=2 --gradaug-start-epoch=1 --gradaug-compile=2',

@@ -11,6 +11,7 @@ REFUSALS = [
     ('--refine-epochs 2 --refine-lr 0', ['--refine-lr 0', 'positive']),
     ('--refine-epochs 2 --refine-lr -1', ['--refine-lr -1', 'negative']),
     ('--refine-epochs 2 --epochs 5 --refine-fade 6', ['--refine-fade 6', '--epochs 5']),
+    ('--refine-epochs 2 --epochs 5 --warmup-prefix --warmup-epochs 3 --refine-fade 9', ['--refine-fade 9']),
     ('--refine-epochs 2 --naflex-loader', ['--refine-epochs 2', '--naflex-loader']),
     ('--refine-epochs 2 --aug-splits 2 --jsd-loss', ['--refine-epochs 2', '--jsd-loss']),
     ('--manifold-mixup 1 --torchscript', ['--manifold-mixup 1', '--torchscript']),
@@ -38,6 +39,7 @@ REFUSALS = [
     ),
     ('--gradaug-depth-rate 1', ['--gradaug-depth-rate 1']),
     ('--gradaug-transforms scale scale', ['--gradaug-transforms scale scale', 'once']),
+    ('--gradaug 2 --gradaug-transforms crop scale', ['--gradaug-transforms crop scale', 'one size']),
     (
         '--gradaug 2 --gradaug-transforms rotate --input-size 3 32 48',
         ['--gradaug-transforms rotate', '--input-size 3 32 48'],
@@ -47,6 +49,7 @@ REFUSALS = [
         ['--gradaug-sizes 32 28', 'scale and crop'],
     ),
     ('--gradaug 2 --gradaug-subnet depth --gradaug-compile 4', ['--gradaug-compile 4', '--gradaug-subnet depth']),
+    ('--gradaug 2 --unlabeled-split val --use-multi-epochs-loader', ['--unlabeled-split val', 'drawn anew']),
     ('--gradaug 2 --torchscript', ['--gradaug 2', '--torchscript']),
     ('--gradaug 2 --aug-splits 2', ['--gradaug 2', '--aug-splits 2']),
     ('--gradaug 2 --aug-splits 2 --jsd-loss', ['--gradaug 2', '--jsd-loss']),
