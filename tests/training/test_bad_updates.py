@@ -63,13 +63,16 @@ def test_no_recovery_checkpoint_is_written_after_a_bad_update():
     assert saved == [1, 5, 7]
 
 
-def test_updates_that_the_loss_scaler_skips_are_not_bad():
+@pytest.mark.parametrize('measured', [False, True])
+def test_updates_that_the_loss_scaler_skips_are_not_bad(measured):
     scaler = LossScaler(device='cpu')
     scaler._scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127, growth_interval=1000)  # the gradients overflow
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
     start = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    engine = make_engine(make_task(model), optimizer, '--max-bad-updates', 2, loss_scaler=scaler)
+    options = ('--max-bad-updates', 2, '--log-interval', 1)
+    engine = make_engine(make_task(model), optimizer, *options, loss_scaler=scaler)
+    engine.report.wants_grad_norm = measured  # as for W&B
     batches = [(100 * input, target) for input, target in make_batches(6, side=8, dtype=torch.float32)]
     losses = engine.train_one_epoch(0, batches[:3])
     assert_equal(model.state_dict(), start)  # skipped, each time
