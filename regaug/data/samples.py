@@ -71,7 +71,7 @@ class Samples(Dataset):
 
     def __getitem__(self, position: Any):
         for offset in range(_MAX_NEIGHBOURS):
-            index = self.index((position + offset) % len(self))
+            index = self._neighbour(position, offset)
             try:
                 image, target, *others = self.dataset[index]
             except Exception as error:  # decoders raise whatever they stumble over
@@ -83,6 +83,12 @@ class Samples(Dataset):
         raise DataError(
             f'--data-dir: {_MAX_NEIGHBOURS} unreadable images in a row, the last is {self.filename(index)}.'
         )
+
+    def _neighbour(self, position: Any, offset: int):
+        """Index of the sample `offset` places further: in the list, or among all where it only fills the place."""
+        if self.leave_out:
+            return (self.index(position) + offset) % len(self.dataset)
+        return self.index((position + offset) % len(self))
 
     def _can_be_read(self, index: Any, error: Any):
         """Whether an error is the fault of a transform, or of a label, and not of the image."""

@@ -37,6 +37,12 @@ from regaug.evaluators.progress import Progress
 from regaug.files import write_whole
 from regaug.seeds import derived_seed
 
+# Options that tell which images these are, and what makes logits of them.
+_IMAGES_AND_LOGITS = (
+    *('data', 'data_dir', 'dataset', 'split', 'class_map', 'valid_labels'),
+    *('crop_border_pixels', 'amp', 'amp_dtype', 'model_dtype'),
+)
+
 
 class Certification:
     """Certifies images one after the other; the noise of an image depends on the seed and its place alone.
@@ -171,8 +177,9 @@ class Certification:
         return self.file.with_stem(f'{self.file.stem}-{data.network_name}')
 
     def _settings(self, data: Any) -> dict[str, Any]:
-        input = ' '.join(f'{key}={value}' for key, value in sorted(data.data_config.items()))
-        return self.settings | {'width': data.width, 'input': input, 'images': len(data.dataset)}
+        given = {name: value for name, value in vars(data.args).items() if name in _IMAGES_AND_LOGITS}
+        input = {name: str(value) for name, value in {**data.data_config, **given}.items()}
+        return self.settings | input | {'width': data.width, 'images': len(data.dataset)}
 
     @staticmethod
     def _settings_path(path: Path) -> Path:

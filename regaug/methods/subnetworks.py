@@ -189,8 +189,8 @@ class SubnetSwitch(nn.Module):
 
 def single_images(args: Namespace) -> str:
     """The options by which a sub-network, whose batch-norm always takes statistics, sees one image at a time, or ''."""
-    images = {'--batch-size': min(args.train_batch_sizes or [args.batch_size]) * max(1, args.aug_splits)}
-    if args.unlabeled_split and args.uratio:
+    images = {'--batch-size': min(args.train_batch_sizes or [args.batch_size])}
+    if args.unlabeled_split and args.uratio and args.ulb_loss_ratio:
         images['--uratio'] = round(args.uratio * args.batch_size)
     for option, count in images.items():
         if rows_of(0, count, args.gradaug_batch_share).stop == 1 and not (args.distributed and args.sync_bn):

@@ -131,7 +131,7 @@ class Engine:
             num_updates += 1
             task.update_ema(step=num_updates)
             scales = self.updater.loss_scaler is not None
-            # The one place that waits for the device.
+            # The one place that waits for the device, beside the loss scaler.
             grad_norm, finite = note_losses(losses, pending, grad_norm, may_overflow=scales)
             if args.synchronize_step and self.device.type == 'cuda':
                 torch.cuda.synchronize()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regaug.errors import OptionError
 from regaug.files import read_checkpoint
-from regaug.training.resume import next_epoch
+from regaug.training.resume import check_content, next_epoch
 
 try:
     import fcntl
@@ -15,7 +15,8 @@ except ImportError:  # not on Windows: there, nothing keeps a second run away
     fcntl = None
 
 _LOCK = '.lock'
-_NAMES = ('last', 'model_best', 'checkpoint-*', 'recovery-*', 'tmp', 'recovery_tmp')
+_UNFINISHED = ('tmp', 'recovery_tmp')
+_NAMES = ('last', 'model_best', 'checkpoint-*', 'recovery-*', *_UNFINISHED)
 _FILES = ('args.yaml', 'summary.csv', *(f'{name}.pth.tar' for name in _NAMES))
 
 
@@ -64,7 +65,7 @@ def later_checkpoints(folder: str | Path, start_epoch: int) -> dict[Path, bool]:
     """
     found = {}
     for path in run_files(folder):
-        if path.name.endswith('.pth.tar'):
+        if path.name.endswith('.pth.tar') and not path.name.startswith(_UNFINISHED):
             with contextlib.suppress(OptionError):
                 reached = next_epoch(read_checkpoint(path, '--resume', mmap=True))
                 if (reached.epoch or 0) + reached.interrupted > start_epoch:
@@ -72,21 +73,26 @@ def later_checkpoints(folder: str | Path, start_epoch: int) -> dict[Path, bool]:
     return found
 
 
-def check_newest(folder: str | Path, start_epoch: int, option: str, *, refine_only: bool = False):
+def check_newest(folder: str | Path, start_epoch: int, option: str, *, auto: bool = False, back: bool = False):
     """Refuse to go on from an old checkpoint beside good ones of later epochs, which `--resume auto` would prefer.
 
     Args:
-        refine_only: the run has no main phase, and no `--resume auto` to go on with.
+        auto: `--resume auto` found the checkpoint, and does not go with `--overwrite`.
+        back: the run begins before the epoch that follows on the checkpoint, as a refinement of a finished run does.
 
     Raises:
-        OptionError: naming the first of them.
+        OptionError: naming the first of them, and the ways on.
     """
-    ways = 'give another --experiment'
-    if not refine_only:
-        ways = f'go on with --resume auto, or {ways}, or --overwrite, which removes it'
+    ways = ['go on with --resume auto'] * (not back) + ['give another --experiment']
+    ways += ['--overwrite, which removes it'] * (not auto)
     for path, within_first in later_checkpoints(folder, start_epoch).items():
-        if not within_first:
-            raise OptionError(f'{option}: {path} is of a later epoch; {ways}.')
+        with contextlib.suppress(OptionError):
+            if not within_first:
+                check_content(path)
+                break
+    else:
+        return
+    raise OptionError(f'{option}: {path} is of a later epoch; {", or ".join(ways)}.')
 
 
 def lock(folder: str | Path, experiment: str) -> int | None:

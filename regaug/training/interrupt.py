@@ -93,11 +93,18 @@ def command_line() -> list[str]:
     return ['torchrun', '--nnodes', sizes[0], '--nproc-per-node', sizes[1], *sys.argv]
 
 
-def command_to_go_on(experiment: str, checkpoint: str | None) -> str:
-    """The same command with `--resume`; without a checkpoint it starts anew in the same folder."""
-    words, rest = command_line(), ['--overwrite']
+def command_to_go_on(experiment: str, checkpoint: str | None, *, started: bool = False, auto: bool = False) -> str:
+    """The same command with `--resume`; without a checkpoint it starts anew in the same folder.
+
+    Args:
+        experiment: name of the run's folder.
+        checkpoint: the newest to go on from, or None.
+        started: the run itself started from that one, and has written none: it starts again as it did.
+        auto: the run was started with `--resume auto`, which needs no `--overwrite`.
+    """
+    words, rest = command_line(), [] if auto else ['--overwrite']
     if checkpoint:
-        words, rest = without_start(words), ['--resume', str(checkpoint)]
+        words, rest = words if started else without_start(words), ['--resume', str(checkpoint)]
     return shlex.join([*words, '--experiment', experiment, *rest])
 
 
@@ -108,8 +115,8 @@ def without_start(words: Iterable[str]) -> list[str]:
         name, equals, _ = word.partition('=')
         if values:
             values -= 1
-        elif name in _OF_THE_START:
-            values = 0 if equals else _OF_THE_START[name]
+        elif option := next((each for each in _OF_THE_START if each.startswith(name) and name.startswith('--')), ''):
+            values = 0 if equals else _OF_THE_START[option]  # argparse takes abbreviations, too
         else:
             kept.append(word)
     return kept

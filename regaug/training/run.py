@@ -9,7 +9,6 @@ from typing import Any
 from timm.data import resolve_data_config
 from timm.models import safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import get_outdir, random_seed
 
 from regaug.data.channels import fit_channels, input_channels
@@ -28,7 +27,7 @@ from regaug.training.folder import check_newest, check_unused, check_writable, c
 from regaug.training.interrupt import StopRequest, command_to_go_on
 from regaug.training.loop import evaluate
 from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
-from regaug.training.phases import phase_at, refine_lr, set_learning_rate
+from regaug.training.phases import advance_schedule, phase_at, refine_lr, set_learning_rate, start_schedule
 from regaug.training.pictures import create_pictures
 from regaug.training.report import Report
 from regaug.training.resume import Resumed, newest_for_all, next_epoch, resume, resume_ema
@@ -132,19 +131,23 @@ class Run:
         self.folder = os.path.join(self.output, self.experiment)
         overwrites = args.overwrite or args.dry_run
         resumed = Resumed(None, False)
-        if args.resume == 'auto':
+        self.auto = args.resume == 'auto'
+        if self.auto:
             ranks = dict(rank=args.rank, distributed=args.distributed)
             args.resume = newest_for_all(self.folder, finished_only=args.exact_resume, **ranks) or ''
             _logger.info(f'Resuming {args.resume}.' if args.resume else f'Nothing to resume in {self.folder}.')
         elif args.experiment and not (args.resume or overwrites):
             check_unused(self.folder, self.experiment)
         if args.resume:
-            resumed = next_epoch(read_checkpoint(args.resume, '--resume', mmap=True), refine_only=not args.epochs)
+            checkpoint = read_checkpoint(args.resume, '--resume', mmap=True)
+            resumed = next_epoch(checkpoint, refine_only=not args.epochs)
         if resumed.interrupted:
             _logger.info(f'Epoch {resumed.epoch} was interrupted; it is repeated from its start.')
         self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed.epoch or 0
         if args.resume and not overwrites and self.resumes_here:
-            check_newest(self.folder, self.start_epoch, f'--resume {args.resume}', refine_only=not args.epochs)
+            back = self.start_epoch < (next_epoch(checkpoint).epoch or 0)
+            if back or not self.auto:
+                check_newest(self.folder, self.start_epoch, f'--resume {args.resume}', auto=self.auto, back=back)
 
     @property
     def output(self) -> str:
@@ -215,26 +218,15 @@ class Run:
     def build_schedule(self):
         args = self.args
         updates = updates_per_epoch(self.train_data.loader, args.grad_accum_steps)
-        self.scheduler, main_epochs = None, 0
-        rates = [group['lr'] for group in self.optimizer.param_groups]
-        if args.epochs:
-            self.scheduler, main_epochs = create_scheduler_v2(
-                self.optimizer, **scheduler_kwargs(args, decreasing_metric=self.decreasing), updates_per_epoch=updates
-            )
+        self.scheduler, main_epochs = start_schedule(
+            args, self.optimizer, self.start_epoch, updates_per_epoch=updates, decreasing=self.decreasing
+        )
         self.first_refining, self.num_epochs = main_epochs, main_epochs + args.refine_epochs
-        self.advance_schedule(self.start_epoch)
-        if args.sched == 'plateau' and self.start_epoch > args.warmup_epochs:  # of which it knows no rate by the epoch
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group['lr'] = rate
 
     def advance_schedule(self, epoch: int):
         """Give the learning rate that the schedule has at the start of an epoch."""
-        if self.scheduler is None or not epoch:
-            return
-        if self.args.sched_on_updates:
-            self.scheduler.step_update(epoch * updates_per_epoch(self.train_data.loader, self.args.grad_accum_steps))
-        else:
-            self.scheduler.step(epoch)
+        updates = updates_per_epoch(self.train_data.loader, self.args.grad_accum_steps)
+        advance_schedule(self.scheduler, epoch, self.args, updates_per_epoch=updates)
 
     def open_outputs(self):
         """Folder, checkpoint saver, summary and W&B, on the first rank."""
@@ -248,6 +240,9 @@ class Run:
         if not args.experiment:
             self.experiment = os.path.basename(self.folder)  # with a number where another run began in the same second
         self.lock = lock(self.folder, self.experiment)
+        if args.log_wandb:  # before anything of an earlier run goes
+            mean, std = self.data_config['mean'], self.data_config['std']
+            self.wandb_log = WandbLog(args, name=self.experiment, mean=mean, std=std)
         if args.overwrite:
             clear(self.folder, start_epoch=self.start_epoch if self.resumes_here else 0, keep=args.resume or None)
         self.saver = Saver(
@@ -265,9 +260,6 @@ class Run:
             self.saver.restore(args.resume)
         write_whole(os.path.join(self.output_dir, 'args.yaml'), self.config)
         self.summary = Summary(os.path.join(self.output_dir, 'summary.csv'), self.start_epoch)
-        if args.log_wandb:
-            mean, std = self.data_config['mean'], self.data_config['std']
-            self.wandb_log = WandbLog(args, name=self.experiment, mean=mean, std=std)
 
     def build_engine(self):
         args = self.args
@@ -303,7 +295,8 @@ class Run:
 
     def command_to_go_on(self, checkpoint: str | None) -> str:
         """How to go on after an interruption, from a checkpoint if there is one."""
-        return command_to_go_on(self.experiment, checkpoint)
+        started = checkpoint is not None and checkpoint == self.args.resume
+        return command_to_go_on(self.experiment, checkpoint, started=started, auto=self.auto)
 
     def start_phase(self, phase: Any):
         """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""

@@ -47,8 +47,8 @@ class WandbLog:
         try:
             self.run = wandb.init(**wanted, settings=wandb.Settings(**patience))
         except wandb.errors.Error as error:
-            if args.wandb_resume_id and isinstance(error, wandb.errors.UsageError):
-                reason = ' '.join(str(error).split())
+            reason = ' '.join(str(error).split())
+            if args.wandb_resume_id and args.wandb_resume_id in reason:
                 raise OptionError(f'--wandb-resume-id {args.wandb_resume_id}: {reason}') from error
             self.run = wandb.init(**{**wanted, 'resume': None}, mode='offline')
             self._warn('cannot be reached', error)

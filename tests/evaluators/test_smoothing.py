@@ -14,7 +14,7 @@ from regaug.evaluators import certificates, smoothing
 from regaug.evaluators.certificates import Certificate, certified_radius, lower_bound
 from regaug.evaluators.smoothing import Certification, fingerprint
 from tests.helpers.evaluators import MemoryData, small_network
-from tests.helpers.validate import make_model
+from tests.helpers.validate import NUM_CLASSES, make_model
 
 pytest_plugins = ['tests.helpers.validate_fixtures']
 pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's folder reader closes none
@@ -166,8 +166,11 @@ def test_a_file_of_another_network_or_input_is_not_continued(certify, refusal, i
     torch.save(make_model(images, seed=2).state_dict(), other)
     file = ['--certify-file', tmp_path / 'file.tsv']
     assert 'it was made with weights ' in refusal('--checkpoint', other, *FEW, *file)
-    assert 'crop_pct=0.95' in refusal('--checkpoint', checkpoint, *FEW, *file, '--crop-pct', 0.5)
-    assert 'it was made with width None' in refusal('--checkpoint', checkpoint, *FEW, *file, '--width', 1.0)
+    assert 'it was made with crop_pct 0.95;' in refusal('--checkpoint', checkpoint, *FEW, *file, '--crop-pct', 0.5)
+    assert 'it was made with width None;' in refusal('--checkpoint', checkpoint, *FEW, *file, '--width', 1.0)
+    (tmp_path / 'valid.txt').write_text('\n'.join(map(str, reversed(range(NUM_CLASSES)))))
+    kept = ['--valid-labels', tmp_path / 'valid.txt']
+    assert 'it was made with valid_labels ;' in refusal('--checkpoint', checkpoint, *FEW, *file, *kept)
     moved = tmp_path / 'moved.pth'
     moved.write_bytes(checkpoint.read_bytes())
     certify('--checkpoint', moved)
@@ -191,6 +194,9 @@ def test_images_that_cannot_be_read_are_not_certified(run, folder, images, check
     assert row['certified_images'] == 5
     places = [line.split('\t')[:2] for line in file.read_text().splitlines()[1:]]
     assert places == [[str(place), str(int(images[1][place]))] for place in (0, 14, 21, 28, 35)]
+    complete = file.read_text()
+    assert run(*argv, data=('--data-dir', tmp_path / 'damaged'))[1] == row, 'where only that one is left'
+    assert file.read_text() == complete
 
 
 def test_a_radius_is_read_back_as_it_was_proved(tmp_path):

@@ -269,7 +269,7 @@ def test_sizes_are_tried_for_every_size_of_the_training_images():
     vit = ['--model', 'test_vit', '--model-kwargs', 'dynamic_img_size=True', 'img_size=64', '--gradaug-sizes', 1, 0.75]
     assert created_gradaug(*vit, input_size=(3, 64, 64))[1] is not None  # 48 pixels, three patches
     with pytest.raises(OptionError, match=r'^--gradaug-sizes 36: '):  # of 48 pixels
-        created_gradaug(*vit, '--train-img-sizes', 48, 64, input_size=(3, 64, 64))
+        created_gradaug(*vit, '--train-img-sizes', 64, 48, input_size=(3, 64, 64))
 
 
 def test_a_crop_of_a_smaller_batch_is_no_larger_than_its_images():

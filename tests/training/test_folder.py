@@ -99,6 +99,38 @@ def test_discarding_later_epochs_leaves_no_recovery_checkpoint_of_them_for_resum
     assert f'2 of 2 epochs are done in {folder}/last.pth.tar' in log.text
 
 
+@pytest.mark.parametrize('kind', ['temporary', 'damaged', 'not finite'])
+def test_resume_auto_goes_on_beside_what_it_passes_over(train, kind):
+    folder = train(*EXACT, '--epochs', 2)
+    state = read_checkpoint(folder / 'last.pth.tar')
+    state['epoch'] = 5
+    if kind == 'not finite':
+        state['state_dict']['fc.weight'][0, 0] = torch.nan
+    names = {'temporary': 'tmp', 'damaged': 'recovery-5-1', 'not finite': 'checkpoint-5'}
+    path = folder / f'{names[kind]}.pth.tar'
+    torch.save(state, path)
+    if kind == 'damaged':
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    train(*EXACT, '--epochs', 3, '--resume', 'auto')
+    assert [row['epoch'] for row in read_summary(folder)] == ['0', '1', '2']
+
+
+def test_a_refinement_does_not_begin_in_the_folder_of_the_run_that_it_refines(train):
+    folder = train(*EXACT, '--epochs', 2)
+    refine = (*EXACT[:1], '--epochs', 0, '--refine-epochs', 2, '--lr', 0.1)
+    for resume, ways in (
+        ('auto', r'experiment\.$'),
+        (folder / 'last.pth.tar', r'experiment, or --overwrite, which .*\.$'),
+    ):
+        with pytest.raises(OptionError, match=r'is of a later epoch; give another --' + ways):
+            train(*refine, '--resume', resume)
+    refined = train(*refine, '--resume', folder / 'last.pth.tar', experiment='refined')
+    with pytest.raises(OptionError, match=r'is of a later epoch; go on with --resume auto, or give another'):
+        train(*refine, '--resume', refined / 'checkpoint-0.pth.tar', experiment='refined')
+
+
 def test_only_the_epochs_that_are_repeated_are_discarded(saver_of_folder, tmp_path):
     saver = saver_of_folder
     saver.save_checkpoint(0, 1.0)
@@ -116,7 +148,9 @@ def test_only_the_epochs_that_are_repeated_are_discarded(saver_of_folder, tmp_pa
     }
     folders.check_newest(tmp_path, 2, '--resume x')  # recovery-2-4 holds no whole epoch that is later
     with pytest.raises(OptionError, match=r'is of a later epoch; give another --experiment\.$'):
-        folders.check_newest(tmp_path, 0, '--resume auto', refine_only=True)
+        folders.check_newest(tmp_path, 0, '--resume last', auto=True, back=True)
+    with pytest.raises(OptionError, match=r'; give another --experiment, or --overwrite, which removes it\.$'):
+        folders.check_newest(tmp_path, 0, '--resume last', back=True)
     folders.clear(tmp_path, start_epoch=1, keep=tmp_path / 'checkpoint-0.pth.tar')
     left = {path.name for path in tmp_path.glob('*.pth.tar')}
     assert left == {'checkpoint-0.pth.tar', 'checkpoint-9.pth.tar', 'model_best.pth.tar'}

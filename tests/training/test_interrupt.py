@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from regaug.training.interrupt import StopRequest, command_to_go_on
+from regaug.training.interrupt import StopRequest, command_to_go_on, without_start
 from regaug.training.report import Report
 from tests.helpers.training import (
     assert_same_training,
@@ -187,8 +187,26 @@ def test_the_given_command_does_not_repeat_how_the_run_started(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['train.py', '--epochs', '3', *start, '--lr', '0.1'])
     lasting = [sys.executable, 'train.py', '--epochs', '3', '--lr', '0.1', '--experiment', 'run']
     assert shlex.split(command_to_go_on('run', 'new.pth.tar')) == [*lasting, '--resume', 'new.pth.tar']
-    again = [sys.executable, *sys.argv, '--experiment', 'run', '--overwrite']
-    assert shlex.split(command_to_go_on('run', None)) == again  # nothing is saved: it starts as it did
+    again = [sys.executable, *sys.argv, '--experiment', 'run']
+    assert shlex.split(command_to_go_on('run', None)) == [*again, '--overwrite']
+    assert shlex.split(command_to_go_on('run', None, auto=True)) == again
+    assert shlex.split(command_to_go_on('run', 'old.pth.tar', started=True)) == [*again, '--resume', 'old.pth.tar']
+
+
+def test_the_given_command_knows_abbreviations():
+    words = ['train.py', '--overw', '-b', '4', '--resume-it', '--resum', 'auto', '--start-ep=2', '--no-resume', '-']
+    assert without_start(words) == ['train.py', '-b', '4', '--resume-it', '-']
+
+
+def test_a_run_that_has_written_nothing_starts_again_as_it_did(whole, train, stop_at, caplog):
+    start = ['--resume', str(whole / 'checkpoint-1.pth.tar'), '--start-epoch', '0', '--no-resume-opt']
+    log = follow_log(caplog)
+    stop_at(0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['train.py', *start])
+        train(*EXACT, *start, experiment='stopped', status=143)
+    words = command_of(log.text)
+    assert words[2:] == [*start, '--experiment', 'stopped', '--resume', start[1]]
 
 
 def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started(whole, train, stop_at, caplog):

@@ -32,3 +32,12 @@ def test_a_resumed_run_goes_on_with_the_rate_that_it_had(train, monkeypatch, war
     afresh = ('--resume', folder / 'last.pth.tar', '--no-resume-opt', '--epochs', 8)
     fresh = train(*PLATEAU, *warmup, *afresh, experiment='afresh')
     assert [float(row['lr']) for row in read_summary(fresh)] == pytest.approx([0.05])
+
+
+def test_noise_on_a_resumed_rate_is_noise_on_that_rate(train, monkeypatch):
+    monkeypatch.setattr(Engine, 'evaluate', lambda self, loader, model, **kwargs: {'loss': 1.0, 'top1': 10.0})
+    options = (*PLATEAU, '--warmup-epochs', 1, '--warmup-lr', 1e-5, '--lr-noise', 0.1, 0.9, '--patience-epochs', 9)
+    folder = train(*options, '--epochs', 3)
+    train(*options, '--epochs', 6, '--resume', 'auto')
+    rates = [float(row['lr']) for row in read_summary(folder)]
+    assert all(0.05 / 3 < rate < 0.1 for rate in rates[1:]), rates

@@ -50,9 +50,13 @@ def test_a_service_out_of_reach_is_waited_for_half_a_minute_at_most_then_logged_
 
 
 def test_a_run_id_that_the_service_does_not_know_is_refused(monkeypatch, train):
-    monkeypatch.setattr(wandb, 'init', lambda **kwargs: (_ for _ in ()).throw(wandb.errors.UsageError('No such run')))
-    with pytest.raises(OptionError, match=r'^--wandb-resume-id abd: No such run$'):
-        train('--epochs', 1, '--log-wandb', '--wandb-resume-id', 'abd')
+    folder = train('--epochs', 1)
+    before = sorted(path.name for path in folder.iterdir())
+    error = wandb.errors.UsageError('Unable to resume: abd does not exist')
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: (_ for _ in ()).throw(error))
+    with pytest.raises(OptionError, match=r'^--wandb-resume-id abd: Unable to resume: abd does not exist$'):
+        train('--epochs', 1, '--overwrite', '--log-wandb', '--wandb-resume-id', 'abd')
+    assert sorted(path.name for path in folder.iterdir() if path.name != '.lock') == before
 
 
 def test_a_service_that_breaks_in_the_middle_costs_one_warning(monkeypatch, train, caplog):
