@@ -120,7 +120,7 @@ class DetectionRun(Run):
     def reseeds(self) -> bool:
         return True  # so a resumed run is the same
 
-    def command_to_go_on(self, checkpoint: str | None) -> str:
+    def command_to_go_on(self, checkpoint: str | None, *, written: bool) -> str:
         rest = f'--resume {checkpoint}' if checkpoint else '--overwrite'
         return f'the same command and --experiment {self.experiment} {rest}'
 

@@ -93,18 +93,18 @@ def command_line() -> list[str]:
     return ['torchrun', '--nnodes', sizes[0], '--nproc-per-node', sizes[1], *sys.argv]
 
 
-def command_to_go_on(experiment: str, checkpoint: str | None, *, started: bool = False, auto: bool = False) -> str:
+def command_to_go_on(experiment: str, checkpoint: str | None, *, written: bool = True, auto: bool = False) -> str:
     """The same command with `--resume`; without a checkpoint it starts anew in the same folder.
 
     Args:
         experiment: name of the run's folder.
         checkpoint: the newest to go on from, or None.
-        started: the run itself started from that one, and has written none: it starts again as it did.
+        written: by the run itself; otherwise it starts from that one again, as it did.
         auto: the run was started with `--resume auto`, which needs no `--overwrite`.
     """
     words, rest = command_line(), [] if auto else ['--overwrite']
     if checkpoint:
-        words, rest = words if started else without_start(words), ['--resume', str(checkpoint)]
+        words, rest = without_start(words) if written else words, ['--resume', str(checkpoint)]
     return shlex.join([*words, '--experiment', experiment, *rest])
 
 

@@ -119,10 +119,12 @@ def save_interrupted(run: Any, epoch: int, interrupted: Any):
     """Write a recovery checkpoint and say how to go on."""
     if run.primary:
         path = run.saver.save_recovery(epoch, interrupted.update_idx)
+        written = path is not None
         if path is None or run.args.exact_resume:  # the middle of an epoch is no place to resume exactly from
             path = find_newest(run.folder, finished_only=run.args.exact_resume) or run.args.resume
+            written = epoch > run.start_epoch
         text = f'Stopped in epoch {epoch}, which will be repeated from its start. Go on with:'
-        _logger.warning(f'{text}\n{run.command_to_go_on(path)}')
+        _logger.warning(f'{text}\n{run.command_to_go_on(path, written=written)}')
     if run.args.distributed:
         dist.barrier()  # torchrun ends all processes when the first one is gone
         dist.destroy_process_group()

@@ -293,10 +293,9 @@ class Run:
         """Metrics on the evaluation data, of the moving average where there is one; None without such data."""
         return evaluate(self)
 
-    def command_to_go_on(self, checkpoint: str | None) -> str:
-        """How to go on after an interruption, from a checkpoint if there is one."""
-        started = checkpoint is not None and checkpoint == self.args.resume
-        return command_to_go_on(self.experiment, checkpoint, started=started, auto=self.auto)
+    def command_to_go_on(self, checkpoint: str | None, *, written: bool) -> str:
+        """How to go on after an interruption, from a checkpoint if there is one, which this run has written or not."""
+        return command_to_go_on(self.experiment, checkpoint, written=written, auto=self.auto)
 
     def start_phase(self, phase: Any):
         """Switch loader, criterion, methods and learning rate to what holds in a phase, if it is another one."""

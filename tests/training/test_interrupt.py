@@ -190,7 +190,7 @@ def test_the_given_command_does_not_repeat_how_the_run_started(monkeypatch):
     again = [sys.executable, *sys.argv, '--experiment', 'run']
     assert shlex.split(command_to_go_on('run', None)) == [*again, '--overwrite']
     assert shlex.split(command_to_go_on('run', None, auto=True)) == again
-    assert shlex.split(command_to_go_on('run', 'old.pth.tar', started=True)) == [*again, '--resume', 'old.pth.tar']
+    assert shlex.split(command_to_go_on('run', 'old.pth.tar', written=False)) == [*again, '--resume', 'old.pth.tar']
 
 
 def test_the_given_command_knows_abbreviations():
@@ -205,8 +205,12 @@ def test_a_run_that_has_written_nothing_starts_again_as_it_did(whole, train, sto
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', ['train.py', *start])
         train(*EXACT, *start, experiment='stopped', status=143)
-    words = command_of(log.text)
-    assert words[2:] == [*start, '--experiment', 'stopped', '--resume', start[1]]
+        words = command_of(log.text)
+        assert words[2:] == [*start, '--experiment', 'stopped', '--resume', start[1]]
+        log = follow_log(caplog)
+        stop_at(1, 1)
+        stopped = train(*EXACT, *start, experiment='later', status=143)
+        assert command_of(log.text)[2:] == ['--experiment', 'later', '--resume', str(stopped / 'last.pth.tar')]
 
 
 def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_where_it_started(whole, train, stop_at, caplog):
