@@ -17,17 +17,15 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.utils import unwrap_model
 from torch import nn
 
-from regaug.errors import OptionError
 from regaug.methods import Method
 from regaug.methods.subnetworks import (
     SIZE_SHARES,
     Draw,
     SubnetSwitch,
-    check_sizes,
+    check_inputs,
     draw_widths,
     plan_subnetworks,
     rows_of,
-    single_images,
     sizes_for,
     soft_label_loss,
     transform,
@@ -131,6 +129,11 @@ class GradAug(Method):
         """
         return 'mask' in self.transforms and isinstance(model, VisionTransformer) and hasattr(model, 'patch_drop')
 
+    @property
+    def resizes(self) -> bool:
+        """Sub-networks see images of other sizes."""
+        return 'scale' in self.transforms or 'crop' in self.transforms
+
     def wrap(self, network: nn.Module):
         self._inside_ddp = True
         return self.switch(network, self.subnet)
@@ -156,11 +159,10 @@ class GradAug(Method):
         sizes = sizes_for(height, self.sizes)
         if 'crop' in self.transforms:
             sizes = [min(size, height) for size in sizes]
-        resizes = 'scale' in self.transforms or 'crop' in self.transforms
         return [
             Draw(
                 width=width,
-                size=rng.choice(sizes) if resizes else height,
+                size=rng.choice(sizes) if self.resizes else height,
                 quarter_turns=rng.randrange(4),
                 top=rng.random(),
                 left=rng.random(),
@@ -241,8 +243,7 @@ class GradAug(Method):
             height: of the training images, in pixels.
             share_of_tokens: that a sub-network sees.
         """
-        resizes = 'scale' in self.transforms or 'crop' in self.transforms
-        sizes = sizes_for(height, self.sizes) if resizes else [height]
+        sizes = sizes_for(height, self.sizes) if self.resizes else [height]
         share_of_pixels = sum((size / height) ** 2 for size in sizes) / len(sizes)
         draws = [draw for num_updates in range(samples) for draw in self.draw(num_updates, height)]
         share_of_width = sum(share_of_flops(draw.width) for draw in draws) / samples
@@ -259,16 +260,7 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
     if not args.gradaug:
         return None
     input_size = data_config['input_size']
-    _, height, width = input_size
-    if 'rotate' in args.gradaug_transforms and height != width:
-        raise OptionError(f'--gradaug-transforms rotate: needs square images, these are {height}x{width}.')
-    heights = args.train_img_sizes or [height]
-    resizes = {'scale', 'crop'} & set(args.gradaug_transforms)
-    shares = (args.gradaug_sizes or SIZE_SHARES) if resizes else [1]
-    sizes = dict.fromkeys(size for each in heights for size in sizes_for(each, shares))
-    if max(sizes) > max(heights):
-        raise OptionError(f'--gradaug-sizes {max(sizes)}: above the training size, {max(heights)} pixels.')
-    check_sizes(model, input_size, sizes, single=single_images(args))
+    check_inputs(args, model, input_size)
     make_subnet, share_of_flops, report = plan_subnetworks(args, model, input_size)
     backend = args.torchcompile or 'inductor'
     gradaug = GradAug(
@@ -294,7 +286,7 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
         for line in report.splitlines():
             _logger.info(f'GradAug: {line}')
         share_of_tokens = 1 - args.gradaug_mask_ratio if gradaug.drops_tokens(model) else 1.0
-        cost = gradaug.expected_cost(share_of_flops, height, share_of_tokens=share_of_tokens)
+        cost = gradaug.expected_cost(share_of_flops, input_size[1], share_of_tokens=share_of_tokens)
         _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
     return gradaug
 

@@ -187,6 +187,24 @@ class SubnetSwitch(nn.Module):
         return self.subnet(input) if use_subnet else self.module(input)
 
 
+def check_inputs(args: Namespace, model: nn.Module, input_size: Sequence[int]):
+    """Refuse images that the sub-networks cannot be given, at any size of the training images.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    _, height, width = input_size
+    if 'rotate' in args.gradaug_transforms and height != width:
+        raise OptionError(f'--gradaug-transforms rotate: needs square images, these are {height}x{width}.')
+    heights = args.train_img_sizes or [height]
+    resizes = {'scale', 'crop'} & set(args.gradaug_transforms)
+    shares = (args.gradaug_sizes or SIZE_SHARES) if resizes else [1]
+    sizes = dict.fromkeys(size for each in heights for size in sizes_for(each, shares))
+    if max(sizes) > max(heights):
+        raise OptionError(f'--gradaug-sizes {max(sizes)}: above the training size, {max(heights)} pixels.')
+    check_sizes(model, input_size, sizes, single=single_images(args))
+
+
 def single_images(args: Namespace) -> str:
     """The options by which a sub-network, whose batch-norm always takes statistics, sees one image at a time, or ''."""
     images = {'--batch-size': min(args.train_batch_sizes or [args.batch_size])}
