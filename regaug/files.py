@@ -76,13 +76,13 @@ def check_finite(tensors: Mapping[str, torch.Tensor], option: str, path: str | P
         raise OptionError(f'{option} {path}: {name} holds numbers that are not finite.')
 
 
-def read_weights(path: str | Path, option: str, *, use_ema: bool = True):
+def read_weights(path: str | Path, option: str, *, use_ema: bool | None = None):
     """The weights in a file by name: a checkpoint of timm's or ours, a state dict, or safetensors.
 
     Args:
         path: the file.
         option: the option that named it, for messages.
-        use_ema: take the moving average where there is one, as timm does.
+        use_ema: take the moving average: no, yes, or where there is one, as timm does (None).
 
     Raises:
         OptionError: when the file is missing, truncated or foreign, or its weights are not finite.
@@ -94,10 +94,12 @@ def read_weights(path: str | Path, option: str, *, use_ema: bool = True):
         checkpoint = load_file(path) if is_safe else read_checkpoint(path, option, mmap=True)
     except SafetensorError as error:
         raise OptionError(f'{option} {path}: truncated, or no safetensors file ({error}).') from error
-    keys = (*(('state_dict_ema', 'model_ema') if use_ema else ()), 'state_dict', 'model')
+    keys = (*(('state_dict_ema', 'model_ema') if use_ema is not False else ()), 'state_dict', 'model')
     key = next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
     if key in ('state_dict_ema', 'model_ema'):
         _logger.info(f'{option} {path}: the moving average of the weights is taken ({key}).')
+    elif use_ema:
+        _logger.warning(f'{option} {path}: it has no moving average, its plain weights are taken.')
     state_dict = checkpoint if key is None else checkpoint[key]
     state_dict = clean_state_dict({name: value for name, value in state_dict.items() if isinstance(name, str)})
     check_finite(state_dict, option, path)

@@ -149,6 +149,14 @@ def test_weights_of_the_old_format_are_loaded(model, tmp_path):
     assert torch.equal(other.fc.weight, model.fc.weight)
 
 
+def test_a_moving_average_that_is_asked_for_and_not_there_is_told(model, tmp_path, caplog):
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'plain.pth')
+    for use_ema, count in ((False, 0), (True, 1)):
+        load_weights(model, tmp_path / 'plain.pth', use_ema=use_ema, option='--checkpoint')
+        told = f'--checkpoint {tmp_path}/plain.pth: it has no moving average, its plain weights are taken.'
+        assert caplog.messages == [told] * count
+
+
 @pytest.mark.parametrize('use_ema', [False, True])
 def test_the_moving_average_is_taken_on_demand(model, tmp_path, use_ema):
     average = {name: value + 1 for name, value in model.state_dict().items()}

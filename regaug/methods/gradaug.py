@@ -235,20 +235,30 @@ class GradAug(Method):
         """Logits of the sub-network that is set, through DDP where it has to know of them."""
         return network(input, use_subnet=True) if self._inside_ddp else self.subnet(input)
 
-    def expected_cost(self, share_of_flops: Any, height: int, *, share_of_tokens: float = 1.0, samples: int = 256):
+    def expected_cost(
+        self,
+        share_of_flops: Any,
+        height: int,
+        *,
+        share_of_tokens: float = 1.0,
+        unlabelled: float = 0.0,
+        samples: int = 256,
+    ):
         """Cost of an update relative to plain training, by FLOPs, averaged over the sizes and some updates' widths.
 
         Args:
             share_of_flops: function from a width to the share of FLOPs that its sub-network keeps.
             height: of the training images, in pixels.
             share_of_tokens: that a sub-network sees.
+            unlabelled: images without labels for each one with: a teacher's forward pass, and the sub-networks.
         """
         sizes = sizes_for(height, self.sizes) if self.resizes else [height]
         share_of_pixels = sum((size / height) ** 2 for size in sizes) / len(sizes)
         draws = [draw for num_updates in range(samples) for draw in self.draw(num_updates, height)]
         share_of_width = sum(share_of_flops(draw.width) for draw in draws) / samples
         share_of_rows = min(1.0, self.batch_share)
-        return 1 + share_of_width * share_of_pixels * share_of_rows * share_of_tokens / self.every
+        subnetworks = share_of_width * share_of_pixels * share_of_rows * share_of_tokens
+        return 1 + (subnetworks * (1 + unlabelled) + unlabelled / 3) / self.every
 
 
 def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
@@ -286,7 +296,9 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
         for line in report.splitlines():
             _logger.info(f'GradAug: {line}')
         share_of_tokens = 1 - args.gradaug_mask_ratio if gradaug.drops_tokens(model) else 1.0
-        cost = gradaug.expected_cost(share_of_flops, input_size[1], share_of_tokens=share_of_tokens)
+        unlabelled = args.uratio if args.unlabeled_split and args.ulb_loss_ratio else 0.0
+        shares = dict(share_of_tokens=share_of_tokens, unlabelled=unlabelled)
+        cost = gradaug.expected_cost(share_of_flops, input_size[1], **shares)
         _logger.info(f'GradAug: an update costs about {cost:.2f} times a plain one, by FLOPs.')
     return gradaug
 

@@ -23,7 +23,7 @@ TRAIN = Group(
     ),
     flag('--exact-resume', 'a stopped and resumed run gives the numbers of an uninterrupted one, to the bit on a CPU'),
     flag('--overwrite', 'start afresh in the folder of an old run, whose files are removed first', once=True),
-    flag('--dry-run', 'build all, run two updates and an evaluation batch, say what a run takes, write nothing'),
+    flag('--dry-run', 'build all, run two updates and two evaluation batches, say what a run takes, write nothing'),
     Option('--max-bad-updates', int, 10, 'stop after so many updates in a row that are not finite; 0: never', low=0),
 )
 

@@ -87,6 +87,7 @@ class Saver(CheckpointSaver):
         saved = None if epoch is None else self._checkpoint_path(epoch)
         if epoch is not None and saved not in [name for name, _ in self.checkpoint_files]:
             self._rank(path, epoch, metric)
+            _logger.info(f'With the checkpoint itself: best metric {self.best_metric} (epoch {self.best_epoch}).')
         best = folder / f'model_best{self.extension}'
         source = None if self.best_epoch is None else Path(self._checkpoint_path(self.best_epoch))
         if source is not None and source.exists() and not (best.exists() and os.path.samefile(best, source)):

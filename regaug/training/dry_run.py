@@ -1,4 +1,4 @@
-"""`--dry-run`: build everything, run two updates and one evaluation batch, say what a run would be, write nothing."""
+"""`--dry-run`: build everything, run two updates and two evaluation batches, say what a run would be, write nothing."""
 
 import logging
 import resource
@@ -58,8 +58,8 @@ def dry_run(run: Any):
     lines = [f'loss of update {record.update_idx + 1} in epoch {epoch}: {record.loss.val:.4g}, at lr {record.lr:.4g}']
     eval_seconds = 0.0
     if run.eval_loader is not None:
-        run.engine.evaluate(FirstBatches(run.eval_loader, 1), run.eval_model)
-        eval_seconds = run.report.eval_seconds.val * len(run.eval_loader)
+        run.engine.evaluate(FirstBatches(run.eval_loader, 2), run.eval_model)  # the first one starts and compiles
+        eval_seconds = run.report.eval_batch_seconds * len(run.eval_loader)
     updates = -(-len(loader) // args.grad_accum_steps)
     epochs = run.num_epochs - run.start_epoch
     evaluations = count_evaluations(args, run.start_epoch, run.num_epochs)

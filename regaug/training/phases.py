@@ -144,8 +144,8 @@ def phase_at(epoch: int, args: Namespace) -> Phase:
     if epoch >= first_refining:
         phase = refinement(phase)
     else:
-        if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-            off = set_flags(args, ('mixup', 'cutmix', 'cutmix_minmax'))
+        off = set_flags(args, ('mixup', 'cutmix', 'cutmix_minmax'))
+        if off and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
             phase = replace(phase, name='unmixed', mixing=False, switched_off=off)
         faded = epoch - (first_refining - args.refine_fade) + 1 if args.refine_epochs else 0
         if faded > 0:

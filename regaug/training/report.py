@@ -46,6 +46,7 @@ class Report:
         self.pictures = pictures
         self.wandb_log = wandb_log
         self.eval_seconds = AverageMeter()
+        self.eval_batch_seconds = 0.0
         self.phase = None
         self.last_record = None
         self.num_unreadable = 0
@@ -145,6 +146,7 @@ class Report:
         self.num_unreadable = count
 
     def on_eval_batch(self, batch_idx: int, last_idx: int, batch_time: Any, metrics: dict[str, Any], *, ema: bool):
+        self.eval_batch_seconds = batch_time.val
         if batch_idx == last_idx:
             self.eval_seconds.update(batch_time.sum)
         if self.primary:
@@ -182,12 +184,15 @@ class Report:
         """
         final = results[-1]
         names = [name for name in final.get('validation', final['train']) if name != 'unreadable'][:4]
-        lines = [''.join(f'{label(name):>12}' for name in ('', 'epoch', *names))]
+        widths = [max(12, len(label(name)) + 2) for name in names]
+        titles = ''.join(f'{label(name):>{width}}' for name, width in zip(names, widths, strict=True))
+        lines = [f'{"":>12}{"Epoch":>12}{titles}']
         for title, epoch in (('best', best[1]), ('final', final['epoch'])):
             for result in results:
                 if result['epoch'] == epoch:
                     values = result.get('validation', result['train'])
-                    lines.append(f'{title:>12}{epoch:>12}' + ''.join(f'{values[name]:>12.4f}' for name in names))
+                    numbers = (f'{values[name]:>{width}.4f}' for name, width in zip(names, widths, strict=True))
+                    lines.append(f'{title:>12}{epoch:>12}' + ''.join(numbers))
         _logger.info('\n'.join(lines))
         record = self.last_record
         rate = record.epoch_samples / max(record.update_time.sum, 1e-9)

@@ -32,7 +32,7 @@ from regaug.training.pictures import create_pictures
 from regaug.training.report import Report
 from regaug.training.resume import Resumed, newest_for_all, next_epoch, resume, resume_ema
 from regaug.training.summary import Summary
-from regaug.training.task import create_task
+from regaug.training.task import check_teacher, create_task
 from regaug.training.updates import Updater
 from regaug.training.wandb_log import WandbLog
 
@@ -174,6 +174,8 @@ class Run:
         resolve_learning_rate(args, self.train_data.loader)
         criterion = create_criterion(phase_at(self.start_epoch, args))
         self.task = create_task(args, self.model, criterion, device=self.device, precision=self.precision)
+        if args.kd_model_name:
+            check_teacher(args, self.task, self.data_config)
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
         )
@@ -214,6 +216,8 @@ class Run:
         if args.distributed:
             device_ids = [self.device] if self.device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+            if args.model_ema and not args.resume:
+                self.task.update_ema(step=0)  # a copy of the weights, which DDP has only now made the first process's
 
     def build_schedule(self):
         args = self.args

@@ -10,6 +10,7 @@ The engine asks a task for three things (and knows no method by name):
 What a method does in them lies behind the door that `regaug.methods` describes.
 """
 
+import logging
 from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -23,11 +24,14 @@ from timm.task import (
     MultiLabelClassificationTask,
     TokenDistillationTask,
 )
+from timm.utils import unwrap_model
 from torch import nn
 
 from regaug.methods import Context
 from regaug.training.averages import FULL
 from regaug.training.model import keep_statistics
+
+_logger = logging.getLogger('train')
 
 
 class LossTerms:
@@ -210,3 +214,26 @@ def create_task(args: Namespace, model: nn.Module, criterion: nn.Module, *, devi
     task.rank = args.rank
     task.freeze_bn = args.freeze_bn
     return task
+
+
+def check_teacher(args: Namespace, task: nn.Module, data_config: dict[str, Any]):
+    """Give the teacher's images the normalisation that it knows, and warn of one whose classifier is untrained.
+
+    timm takes for granted that the student's images are normalised as its published weights ask for.
+
+    Args:
+        data_config: timm's data configuration of the run.
+    """
+    channels = data_config['input_size'][0]
+    for key in ('mean', 'std'):
+        expected = getattr(task.teacher, f'{key}_kd')
+        values = expected.new_tensor(data_config[key]).view(1, -1, 1, 1)
+        setattr(task, f'student_{key}', values)
+        if expected.shape[1] != channels:
+            setattr(task.teacher, f'{key}_kd', expected.mean().expand(1, channels, 1, 1))
+    known = unwrap_model(task.teacher.model).pretrained_cfg.get('num_classes')
+    if args.kd_distill_type != 'feature' and known != args.num_classes and args.rank == 0:
+        _logger.warning(
+            f'--kd-model-name {args.kd_model_name}: its weights are for {known} classes, so that its classifier of '
+            f'{args.num_classes} is untrained and teaches nothing; --kd-distill-type feature needs none.'
+        )

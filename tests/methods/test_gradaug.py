@@ -240,5 +240,9 @@ def test_an_update_costs_268_percent_of_a_plain_one_at_the_papers_settings():
 def test_cost_counts_the_updates_without_subnetworks():
     full = make_gradaug(min_width=0.9, transforms=()).expected_cost(lambda width: 1.0, 224)
     assert full == 4.0
+    with_as_many_unlabelled = make_gradaug(min_width=0.9, transforms=(), every=2).expected_cost(
+        lambda width: 1.0, 224, unlabelled=2.0
+    )
+    assert with_as_many_unlabelled == pytest.approx(1 + (3 + 2 * 3 + 2 / 3) / 2)
     every_third = make_gradaug(min_width=0.9, transforms=(), every=3).expected_cost(lambda width: 1.0, 224)
     assert every_third == pytest.approx(2.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,6 +19,7 @@ import train as train_script
 from regaug.errors import OptionError
 from regaug.training import loop
 from regaug.training.resume import newest_for_all
+from regaug.training.run import Run
 from tests.helpers.checkpoints import create_saver
 from tests.helpers.ranks import RANKS, run_on_ranks, run_processes
 from tests.helpers.training import (
@@ -31,11 +33,13 @@ from tests.helpers.training import (
     make_task,
     read_checkpoint,
     read_summary,
+    train_args,
     train_argv,
 )
 
 STOPS = {'signal': {'signal_on': 1}, 'bad loss': {'bad_on': 1}}
 FOLDERS = ('shared folder', 'own folder')
+AVERAGE = 'moving average'
 PATCHES = 'patches'  # of which each rank gets another number
 
 
@@ -116,7 +120,18 @@ def resume_case(case, rank):
                 dist.barrier()
 
 
+def average_case(rank):
+    """The moving average before the first update, of a network that each rank starts otherwise."""
+    torch.manual_seed(rank)
+    task = make_task(timm.create_model('test_resnet', num_classes=CLASSES).double(), rank=rank)
+    args = train_args('--model-ema', '--model-ema-decay', 0.9, rank=rank, world_size=RANKS)
+    Run.wrap_model(SimpleNamespace(args=args, task=task, methods=[], device=torch.device('cpu')))
+    return [parameter.detach() for parameter in task.get_eval_model(ema=True).parameters()]
+
+
 def train_rank(case, rank, world_size):
+    if case == AVERAGE:
+        return average_case(rank)
     if case in FOLDERS:
         return resume_case(case, rank)
     return patch_case(rank) if case == PATCHES else stop_case(rank, **STOPS[case])
@@ -125,7 +140,7 @@ def train_rank(case, rank, world_size):
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     """What both ranks saw, by rank."""
-    return run_on_ranks(tmp_path_factory.mktemp('ranks'), train_rank, [*STOPS, *FOLDERS, PATCHES])
+    return run_on_ranks(tmp_path_factory.mktemp('ranks'), train_rank, [*STOPS, *FOLDERS, AVERAGE, PATCHES])
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_update(results):
@@ -141,6 +156,11 @@ def test_all_ranks_resume_what_the_first_one_finds(results):
     first, second = (results[rank]['own folder'] for rank in range(RANKS))
     assert first == 'run/last.pth.tar'
     assert '--resume auto: ' in second and 'is not there for process 1' in second
+
+
+def test_the_moving_average_starts_as_the_first_ranks_weights_on_all(results):
+    first, second = (results[rank][AVERAGE] for rank in range(RANKS))
+    assert all(map(torch.equal, first, second)) and len(first) == len(second)
 
 
 def test_every_image_weighs_the_same_where_naflex_batches_differ_in_size(results):

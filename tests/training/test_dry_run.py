@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.utils import AverageMeter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regaug.training.engine
 from regaug.errors import OptionError
+from regaug.training.report import Report
 from regaug.training.task import RegAugTask
 from tests.helpers.data import child_processes
 
@@ -46,6 +48,19 @@ def told(lines, pattern):
     return matches[0]
 
 
+def test_an_evaluation_takes_as_many_batches_as_it_has_like_one_after_the_first(dry_run, monkeypatch):
+    on_eval_batch, seconds = Report.on_eval_batch, iter((500.0, 2.0))  # with the start of workers and compilation
+
+    def timed(self, batch_idx, last_idx, batch_time, metrics, **kwargs):
+        batch_time = AverageMeter()
+        batch_time.update(next(seconds))
+        on_eval_batch(self, batch_idx, last_idx, batch_time, metrics, **kwargs)
+
+    monkeypatch.setattr(Report, 'on_eval_batch', timed)
+    lines = dry_run('--validation-batch-size', 4, '--log-interval', 1)
+    assert told(lines, r's per update, (\d+\.\d) s per evaluation')[1] == '8.0'
+
+
 def test_model_data_and_schedule_are_told(dry_run):
     options = '--epochs 7 --opt adamw --lr 0.003 --sched tanh --grad-accum-steps 2 --warmup-epochs 1'
     lines = dry_run(*options.split())
@@ -74,7 +89,7 @@ def test_every_phase_is_told_with_its_epochs_and_what_is_off(dry_run):
 
 
 @pytest.mark.parametrize(('steps', 'batches'), [(1, 2), (2, 4)])
-def test_two_updates_and_one_evaluation_batch_are_run(dry_run, monkeypatch, steps, batches):
+def test_two_updates_and_two_evaluation_batches_are_run(dry_run, monkeypatch, steps, batches):
     updates, trained, evaluated = [], [], []
     choose_input, call = RegAugTask.choose_input, torch.nn.Module.__call__
 
@@ -94,7 +109,7 @@ def test_two_updates_and_one_evaluation_batch_are_run(dry_run, monkeypatch, step
         dry_run('--grad-accum-steps', steps, '--batch-size', 8, '--validation-batch-size', 4)
     finally:
         hook.remove()
-    assert (len(updates), trained, evaluated) == (2, [8] * batches, [4])
+    assert (len(updates), trained, evaluated) == (2, [8] * batches, [4, 4])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def names(args, count):
         (('--epochs', 4, '--refine-epochs', 1, '--refine-fade', 2), ['main', 'main', 'fade', 'fade', 'refine']),
         (('--epochs', 0, '--refine-epochs', 2), ['refine', 'refine']),
         (('--epochs', 3, '--mixup', 0.5, '--mixup-off-epoch', 2), ['main', 'main', 'unmixed']),
+        (('--epochs', 3, '--mixup-off-epoch', 2), ['main'] * 3),
         (
             ('--epochs', 2, '--warmup-epochs', 1, '--warmup-prefix', '--cooldown-epochs', 1, '--refine-epochs', 1),
             ['main'] * 4 + ['refine'],

@@ -289,6 +289,17 @@ def test_the_last_lines_leave_out_unreadable_images_and_have_the_rate_of_the_epo
     assert rate.endswith('Images: 100.0/s')
 
 
+def test_long_names_of_metrics_stand_apart(caplog):
+    caplog.set_level(logging.INFO)
+    report = make_report()
+    report.last_record = make_record()
+    train = {'loss': 3.0, 'loss_classifier': 1.25, 'loss_box_reg': 0.5}
+    report.on_end([{'epoch': 0, 'train': train}], metric='loss', best=(3.0, 0))
+    titles, best, _ = caplog.records[0].getMessage().splitlines()
+    assert re.split(r' {2,}', titles.strip()) == ['Epoch', 'Loss', 'Loss classifier', 'Loss box reg']
+    assert len(titles) == len(best)
+
+
 def test_pictures_of_training_batches_are_saved_on_demand(tmp_path):
     batch = torch.rand(16, 3, 8, 8), torch.zeros(16, dtype=torch.long)
     make_report(output_dir=str(tmp_path)).on_batch(*batch, 5)
