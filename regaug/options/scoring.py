@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from regaug.options.parser import Group, Option, size
+from regaug.options.parser import Group, Option, is_set, shown, size, value_of, warn
 from regaug.options.timm_checks import check_pixels
 
 _NEEDS = '--maxup --uada'
@@ -18,5 +18,9 @@ TRAIN = Group(
 
 def check(args: Namespace):
     """Refuse sizes that are no whole numbers of pixels or above those of the training images."""
+    alone = ['--maxup'] * (args.maxup == 1) + ['--uada-epsilon'] * (args.uada and not args.uada_epsilon)
+    for flag in ('--score-size', '--score-dtype'):
+        if alone and is_set(value_of(args, flag)):
+            warn(f'{shown(args, flag)} has no effect with {shown(args, alone[0])}: there is nothing to choose.')
     if args.score_size is not None and (args.maxup or args.uada):
         check_pixels(args, '--score-size', [args.score_size])

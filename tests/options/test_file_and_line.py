@@ -111,6 +111,15 @@ def test_the_command_line_turns_off_what_a_file_turns_on(parse):
                 'alone, see --gradaug-depth-rate.'
             ],
         ),
+        (
+            '--maxup 1 --maxup-aug cutout --score-size 0.5',
+            ['--score-size 0.5 has no effect with --maxup 1: there is nothing to choose.'],
+        ),
+        (
+            '--uada --uada-epsilon 0 --score-dtype bfloat16',
+            ['--score-dtype bfloat16 has no effect with --uada-epsilon 0: there is nothing to choose.'],
+        ),
+        ('--maxup 2 --maxup-aug cutout --score-size 0.5', []),
         ('--pad-crop 4 --scale 0.2 1', ['--scale 0.2 1.0 has no effect with --pad-crop 4, which keeps the size.']),
         ('--gauss-sigma 0.2 --uada', ['--gauss-sigma 0.2 has no effect without --maxup.']),
         (
