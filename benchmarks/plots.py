@@ -24,14 +24,15 @@ def plot_comparison(rows: Sequence, path: Path, *, title: str) -> Path:
         title: Of the picture.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(14.5, 5.5), layout='constrained')
-    cut = min(row.curve[-1][1] for row in rows) - _BELOW
+    cut = min((row.curve[-1][1] for row in rows if row.curve), default=0.0) - _BELOW
     for index, row in enumerate(rows):
         style = dict(color=f'C{index % 10}', marker='os^Dv'[index // 10 % 5], label=f'{row.name} ({len(row.finals)})')
         interval = mean_interval(list(row.finals.values()))
         half = interval.high - interval.mean if interval.count > 2 else 0.0
         if row.cost is not None:
             left.errorbar(row.cost, interval.mean, yerr=half, capsize=3, **style)
-        right.plot(*zip(*row.curve), markersize=3, **style)
+        epochs, values = zip(*row.curve) if row.curve else ((), ())  # runs evaluated after other epochs share none
+        right.plot(epochs, values, markersize=3, **style)
     left.set(xlabel='cost of training relative to the base', ylabel='top-1, % (mean, 95 % interval)')
     right.set(xlabel='epoch', ylabel='top-1, % (mean)')
     if right.get_ylim()[0] < cut:

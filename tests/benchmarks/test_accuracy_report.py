@@ -103,6 +103,15 @@ def test_all_files_are_written_and_the_picture_is_one(harness):
     assert sorted(path.name for path in harness.out.iterdir()) == ['report.md', 'report.png', 'runs.csv']
 
 
+def test_runs_of_mixed_lengths_have_no_common_curve_and_a_picture_all_the_same(harness):
+    pytest.importorskip('matplotlib')
+    add(harness, 'plain-time-of-method', 1, 94.0, epochs=120)
+    for result in (harness.results['plain-time-of-method', seed] for seed in (0, 1)):
+        result.curve = [[result.epochs, result.final]]
+    assert next(row for row in table(harness) if row.name == 'plain-time-of-method').curve == []
+    assert write_all(harness)[2].read_bytes().startswith(b'\x89PNG')
+
+
 def test_report_of_nothing_is_possible(tmp_path):
     text = markdown(make_harness(tmp_path))
     assert text.startswith('# Demo\n') and '| n |' not in text
