@@ -27,10 +27,11 @@ from regaug.training.folder import check_newest, check_unused, check_writable, c
 from regaug.training.interrupt import StopRequest, command_to_go_on
 from regaug.training.loop import evaluate
 from regaug.training.model import build_model, check_input_size, prepare_model, resolve_learning_rate
-from regaug.training.phases import advance_schedule, phase_at, refine_lr, set_learning_rate, start_schedule
+from regaug.training.phases import phase_at, refine_lr, set_learning_rate
 from regaug.training.pictures import create_pictures
 from regaug.training.report import Report
 from regaug.training.resume import Resumed, newest_for_all, next_epoch, resume, resume_ema
+from regaug.training.schedule import advance_schedule, start_schedule
 from regaug.training.summary import Summary
 from regaug.training.task import check_teacher, create_task
 from regaug.training.updates import Updater

@@ -104,7 +104,7 @@ REACH = {
     'wandb_project': ('wandb', '--wandb-project flowers', 'wandb.init.project', 'flowers'),
     'wandb_tags': ('wandb', '--wandb-tags red blue', 'wandb.init.tags', ['red', 'blue']),
     'wandb_resume_id': ('wandb', '--wandb-resume-id abc', 'wandb.init.id', 'abc'),
-    'dry_run': 'tests/training/test_dry_run.py::test_two_updates_and_one_evaluation_batch_are_run',
+    'dry_run': 'tests/training/test_dry_run.py::test_two_updates_and_two_evaluation_batches_are_run',
     'max_bad_updates': (
         'tests/training/test_bad_updates.py::test_bad_losses_in_a_row_stop_the_run_and_scattered_ones_do_not'
     ),
