@@ -34,8 +34,7 @@ def main(argv=None):
         name, equals, path = text.partition('=')
         if not (name and equals and path) or name in comparisons:
             raise OptionError(f'{text}: expected NAME=CSV, each name once.')
-        comparisons[name] = read_comparison(Path(path), args.base)
-        broken = Counter(result.variant for result in read_csv(Path(path)) if not result.finished)
+        comparisons[name], broken = read_comparison(Path(path), args.base)
         failed += [f'{name}: {variant} ({count})' for variant, count in broken.items()]
     try:
         from benchmarks.plots import plot_differences
@@ -59,19 +58,22 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def read_comparison(path: Path, base: str) -> dict[str, dict[int, Result]]:
-    """Finished runs by variant and seed, in the file's order.
+def read_comparison(path: Path, base: str) -> tuple[dict[str, dict[int, Result]], Counter]:
+    """Finished runs by variant and seed, in the file's order, and the number of failed ones by variant.
 
     Raises:
         OptionError: It cannot be read, or has no run of the base.
     """
     runs: dict[str, dict[int, Result]] = {}
+    failed = Counter()
     for result in read_csv(path):
         if result.finished:
             runs.setdefault(result.variant, {})[result.seed] = result
+        else:
+            failed[result.variant] += 1
     if base not in runs:
         raise OptionError(f'{path}: there is no finished run of {base} (there are {", ".join(runs) or "none"}).')
-    return runs
+    return runs, failed
 
 
 def differences(runs: dict[str, dict[int, Result]], base: str) -> dict[str, tuple]:

@@ -34,6 +34,7 @@ from regaug.seeds import derived_seed, separate_randomness
 
 _logger = logging.getLogger('train')
 _MAX_SIZES = 16
+_SAMPLES = 256  # updates whose widths the expected cost averages
 _SHOWN = 8  # images of a picture
 
 
@@ -235,15 +236,7 @@ class GradAug(Method):
         """Logits of the sub-network that is set, through DDP where it has to know of them."""
         return network(input, use_subnet=True) if self._inside_ddp else self.subnet(input)
 
-    def expected_cost(
-        self,
-        share_of_flops: Any,
-        height: int,
-        *,
-        share_of_tokens: float = 1.0,
-        unlabelled: float = 0.0,
-        samples: int = 256,
-    ):
+    def expected_cost(self, share_of_flops: Any, height: int, *, share_of_tokens: float = 1.0, unlabelled: float = 0.0):
         """Cost of an update relative to plain training, by FLOPs, averaged over the sizes and some updates' widths.
 
         Args:
@@ -254,8 +247,8 @@ class GradAug(Method):
         """
         sizes = sizes_for(height, self.sizes) if self.resizes else [height]
         share_of_pixels = sum((size / height) ** 2 for size in sizes) / len(sizes)
-        draws = [draw for num_updates in range(samples) for draw in self.draw(num_updates, height)]
-        share_of_width = sum(share_of_flops(draw.width) for draw in draws) / samples
+        draws = [draw for num_updates in range(_SAMPLES) for draw in self.draw(num_updates, height)]
+        share_of_width = sum(share_of_flops(draw.width) for draw in draws) / _SAMPLES
         share_of_rows = min(1.0, self.batch_share)
         subnetworks = share_of_width * share_of_pixels * share_of_rows * share_of_tokens
         return 1 + (subnetworks * (1 + unlabelled) + unlabelled / 3) / self.every

@@ -12,6 +12,7 @@ _AUG = (
     'in cutmix+gauss (default: mixup with --mixup alone, else cutmix, with alpha 1 if there is no --cutmix)'
 )
 _WARMUP = 'first epochs with one copy, the plain augmentation (default: 5, or 0 for pretrained weights)'
+_SIGMA = 'deviation of the Gaussian noise, for pixels from 0 to 1'
 _SCORE = 'rank the copies by their loss, or by its excess over the entropy of the mixed label'
 
 TRAIN = Group(
@@ -20,14 +21,7 @@ TRAIN = Group(
     Option('--maxup-aug', str, None, _AUG),
     Option('--maxup-warmup-epochs', int, None, _WARMUP, low=0),
     Option('--maxup-score', str, 'loss', _SCORE, choices=('loss', 'excess')),
-    Option(
-        '--gauss-sigma',
-        float,
-        0.1,
-        'deviation of the Gaussian noise, for pixels from 0 to 1',
-        low=0,
-        needs='--maxup-aug=gauss',
-    ),
+    Option('--gauss-sigma', float, 0.1, _SIGMA, low=0, needs='--maxup-aug=gauss'),
     switch='--maxup',
 )
 

@@ -5,6 +5,8 @@ from argparse import Namespace
 from regaug.options.parser import Group, Option, flag, refuse_with, require, shown, warn
 from regaug.options.timm_data_checks import refuse_stream
 
+_CUTOUT = '--maxup-aug=cutout --uada-groups=cutout'
+
 TRAIN = Group(
     'regaug parameters',
     Option('--pad-crop', int, 0, 'pad by so many pixels and crop at random, for the resized crop; 0: off', low=0),
@@ -13,14 +15,7 @@ TRAIN = Group(
     Option('--label-split', int, 0, 'which of the reproducible subsets --labels-per-class takes', low=0),
     Option('--updates-per-epoch', int, None, 'updates in an epoch; the images are repeated (default: one pass)', low=1),
     flag('--freeze-bn', 'keep statistics and parameters of batch-norm as they are, for fine-tuning'),
-    Option(
-        '--cutout-size',
-        int,
-        16,
-        "side in pixels of Cutout's square",
-        low=1,
-        needs='--maxup-aug=cutout --uada-groups=cutout',
-    ),
+    Option('--cutout-size', int, 16, "side in pixels of Cutout's square", low=1, needs=_CUTOUT),
     flag('--exact-resume', 'a stopped and resumed run gives the numbers of an uninterrupted one, to the bit on a CPU'),
     flag('--overwrite', 'start afresh in the folder of an old run, whose files are removed first', once=True),
     flag('--dry-run', 'build all, run two updates and two evaluation batches, say what a run takes, write nothing'),

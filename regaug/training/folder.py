@@ -55,21 +55,19 @@ def check_unused(folder: str | Path, experiment: str):
         )
 
 
-def later_checkpoints(folder: str | Path, start_epoch: int) -> dict[Path, bool]:
-    """Checkpoints that hold something of the epochs that a run is about to repeat.
+def later_checkpoints(folder: str | Path, start_epoch: int, *, begun: bool = False) -> list[Path]:
+    """Checkpoints of the epochs that a run is about to repeat, but for broken ones, from which nobody goes on.
 
-    Broken ones are left out: nobody goes on from them.
-
-    Returns:
-        Whether each was written in the middle of the first of these epochs, so that it holds no whole one.
+    Args:
+        begun: those too that were written in the middle of the first of these epochs.
     """
-    found = {}
+    found = []
     for path in run_files(folder):
         if path.name.endswith('.pth.tar') and not path.name.startswith(_UNFINISHED):
             with contextlib.suppress(OptionError):
                 reached = next_epoch(read_checkpoint(path, '--resume', mmap=True))
-                if (reached.epoch or 0) + reached.interrupted > start_epoch:
-                    found[path] = reached.interrupted and reached.epoch == start_epoch
+                if (reached.epoch or 0) + (begun and reached.interrupted) > start_epoch:
+                    found.append(path)
     return found
 
 
@@ -85,14 +83,12 @@ def check_newest(folder: str | Path, start_epoch: int, option: str, *, auto: boo
     """
     ways = ['go on with --resume auto'] * (not back) + ['give another --experiment']
     ways += ['--overwrite, which removes it'] * (not auto)
-    for path, within_first in later_checkpoints(folder, start_epoch).items():
-        with contextlib.suppress(OptionError):
-            if not within_first:
-                check_content(path)
-                break
-    else:
-        return
-    raise OptionError(f'{option}: {path} is of a later epoch; {", or ".join(ways)}.')
+    for path in later_checkpoints(folder, start_epoch):
+        try:
+            check_content(path)
+        except OptionError:
+            continue  # broken: what is resumed is the newest good one
+        raise OptionError(f'{option}: {path} is of a later epoch; {", or ".join(ways)}.')
 
 
 def lock(folder: str | Path, experiment: str) -> int | None:
@@ -137,6 +133,6 @@ def clear(folder: str | Path, *, start_epoch: int = 0, keep: str | Path | None =
         start_epoch: with 0 everything of the run goes, else the checkpoints of this epoch and later ones.
         keep: file to leave alone: the checkpoint that the run goes on from.
     """
-    for path in later_checkpoints(folder, start_epoch) if start_epoch else run_files(folder):
+    for path in later_checkpoints(folder, start_epoch, begun=True) if start_epoch else run_files(folder):
         if keep is None or not path.samefile(keep):
             path.unlink()

@@ -33,7 +33,7 @@ from regaug.training.report import Report
 from regaug.training.resume import Resumed, newest_for_all, next_epoch, resume, resume_ema
 from regaug.training.schedule import advance_schedule, start_schedule
 from regaug.training.summary import Summary
-from regaug.training.task import check_teacher, create_task
+from regaug.training.task import create_task, fit_teacher
 from regaug.training.updates import Updater
 from regaug.training.wandb_log import WandbLog
 
@@ -176,7 +176,7 @@ class Run:
         criterion = create_criterion(phase_at(self.start_epoch, args))
         self.task = create_task(args, self.model, criterion, device=self.device, precision=self.precision)
         if args.kd_model_name:
-            check_teacher(args, self.task, self.data_config)
+            fit_teacher(args, self.task, self.data_config)
         self.optimizer = create_optimizer_v2(
             self.task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs
         )

@@ -216,7 +216,7 @@ def create_task(args: Namespace, model: nn.Module, criterion: nn.Module, *, devi
     return task
 
 
-def check_teacher(args: Namespace, task: nn.Module, data_config: dict[str, Any]):
+def fit_teacher(args: Namespace, task: nn.Module, data_config: dict[str, Any]):
     """Give the teacher's images the normalisation that it knows, and warn of one whose classifier is untrained.
 
     timm takes for granted that the student's images are normalised as its published weights ask for.

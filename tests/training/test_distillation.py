@@ -6,7 +6,7 @@ import torch
 from timm import create_model
 
 from regaug.device import Precision
-from regaug.training.task import check_teacher, create_task
+from regaug.training.task import create_task, fit_teacher
 from tests.helpers.training import CLASSES, CPU, train_args
 
 
@@ -25,7 +25,7 @@ def distil(monkeypatch):
         model = create_model('test_resnet', num_classes=CLASSES, in_chans=channels)
         task = create_task(args, model, torch.nn.CrossEntropyLoss(), device=CPU, precision=Precision(args, CPU))
         config = {'input_size': (channels, 32, 32), 'mean': (mean,) * channels, 'std': (std,) * channels}
-        check_teacher(args, task, config)
+        fit_teacher(args, task, config)
         return task
 
     return distil

@@ -138,14 +138,10 @@ def test_only_the_epochs_that_are_repeated_are_discarded(saver_of_folder, tmp_pa
     saver.save_checkpoint(1, 0.5)
     saver.save_recovery(2, 4)
     (tmp_path / 'checkpoint-9.pth.tar').write_bytes(b'broken')
-    later = folders.later_checkpoints(tmp_path, 1)
-    names = {path.name: within_first for path, within_first in later.items()}
-    assert names == {
-        'checkpoint-1.pth.tar': False,
-        'last.pth.tar': False,
-        'recovery-1-4.pth.tar': True,
-        'recovery-2-4.pth.tar': False,
-    }
+    whole = {'checkpoint-1.pth.tar', 'last.pth.tar', 'recovery-2-4.pth.tar'}
+    assert {path.name for path in folders.later_checkpoints(tmp_path, 1)} == whole
+    begun = folders.later_checkpoints(tmp_path, 1, begun=True)
+    assert {path.name for path in begun} == {*whole, 'recovery-1-4.pth.tar'}
     folders.check_newest(tmp_path, 2, '--resume x')  # recovery-2-4 holds no whole epoch that is later
     with pytest.raises(OptionError, match=r'is of a later epoch; give another --experiment\.$'):
         folders.check_newest(tmp_path, 0, '--resume last', auto=True, back=True)

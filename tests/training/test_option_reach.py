@@ -41,7 +41,7 @@ SPIED = {  # name: where the run looks it up
     'get_outdir': 'regaug.training.run.get_outdir',
     'create_optimizer': 'regaug.training.run.create_optimizer_v2',
     'create_scheduler': 'regaug.training.schedule.create_scheduler_v2',
-    'check_teacher': 'regaug.training.run.check_teacher',
+    'fit_teacher': 'regaug.training.run.fit_teacher',
     'Updater': 'regaug.training.run.Updater',
     'Saver': 'regaug.training.run.Saver',
     'Report': 'regaug.training.run.Report',
@@ -108,7 +108,7 @@ STUBS = {
     **dict.fromkeys(
         (
             *('set_jit_fuser', 'set_fast_norm', 'use_pad_crop', 'weaken_policies', 'random_seed'),
-            'check_teacher',
+            'fit_teacher',
             *('setup_ema', 'compile', 'compile_ema', 'prepare_distributed'),
         ),
         lambda *args, **kwargs: None,
