@@ -5,7 +5,7 @@ section 2: the worst candidate needs forward passes only. UADA's probes are scor
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,21 +106,24 @@ class Scorer:
         """Losses [B] of the samples of a batch."""
         return sample_losses(self.task.criterion, self.forward(input), target)
 
-    def check(self, input: torch.Tensor):
+    def check(self, input_size: Sequence[int], option: str):
         """Run one pass and make sure that it leaves no trace in the model's buffers.
 
         Args:
-            input: any batch that the model takes.
+            input_size: of an image, (C, H, W).
+            option: what asked for such passes, for the message.
 
         Raises:
-            ValueError: naming the buffer that a pass changes.
+            OptionError: naming the buffer that a pass changes.
         """
         module = self.task.full_network
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        self.forward(input)
+        parameter = next(module.parameters())
+        self.forward(torch.zeros(2, *input_size, device=parameter.device, dtype=parameter.dtype))
         for name, buffer in module.named_buffers():
             if name not in before or not torch.equal(buffer.nan_to_num(), before[name].nan_to_num()):
-                raise ValueError(f'a scoring pass would change the buffer {name!r} of {type(module).__name__}')
+                changed = f'the buffer {name!r} of {type(module).__name__}'
+                raise OptionError(f'{option}: a scoring pass would change {changed}')
 
 
 class Selector:
@@ -173,12 +176,7 @@ class Selection(Method):
         self.task = task
         if not self.scores:
             return
-        parameter = next(task.full_network.parameters())
-        shape = (2, *self.data_config['input_size'])
-        try:
-            Scorer(task.train()).check(torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
-        except ValueError as error:
-            raise OptionError(f'{self.option}: {error}') from error
+        Scorer(task.train()).check(self.data_config['input_size'], self.option)
 
     def start_phase(self, phase: Any):
         self.selector = self.build(phase, self.task)

@@ -7,7 +7,7 @@ transformed image. Weight, ramp and cut-off are not in the paper; their words ar
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class GradAugSemi(Method):
 
     Args:
         data: `UnlabelledData`.
+        input_size: of its images, (C, H, W).
         loss_ratio: weight of these terms beside the sub-networks' own.
         warmup_updates: updates in which the weight rises linearly from 0.
         cutoff: pseudo-labels of less confidence are left out; 0 for none.
@@ -72,6 +73,7 @@ class GradAugSemi(Method):
         self,
         data: UnlabelledData,
         *,
+        input_size: Sequence[int],
         loss_ratio: float = 1.0,
         warmup_updates: int = 0,
         cutoff: float = 0.0,
@@ -81,6 +83,7 @@ class GradAugSemi(Method):
         channels_last: bool = False,
     ):
         self.data = data
+        self.input_size = input_size
         self.loss_ratio = loss_ratio
         self.warmup_updates = warmup_updates
         self.cutoff = cutoff
@@ -92,15 +95,23 @@ class GradAugSemi(Method):
         self._pseudo_label: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def attach(self, task: nn.Module):
+        """Find the sub-networks, and run one pass of the teacher, which must leave the network as it is.
+
+        Raises:
+            OptionError: naming the buffer that a pass changes.
+        """
         [self.gradaug] = [method for method in task.methods if method.name == 'gradaug']
-        scorer = Scorer(task)
 
         @torch.no_grad()
         def average(input):
             with task.autocast():
                 return task.get_eval_model(ema=True).eval()(input)
 
-        self._pseudo_label = average if self.teacher == 'ema' else scorer.forward
+        self._pseudo_label = average
+        if self.teacher == 'full':
+            scorer = Scorer(task.train())
+            scorer.check(self.input_size, '--unlabeled-split with --ulb-teacher full')
+            self._pseudo_label = scorer.forward
 
     def start_phase(self, phase: Any):
         self.data.use(phase)
@@ -173,6 +184,7 @@ def create(args: Namespace, model: nn.Module, data_config: dict[str, Any]):
         _logger.info(f'GradAug-semi: {len(dataset)} unlabelled images, {share}; {known}.')
     return GradAugSemi(
         data,
+        input_size=data_config['input_size'],
         loss_ratio=args.ulb_loss_ratio,
         warmup_updates=args.ulb_warmup_updates,
         cutoff=args.p_cutoff,

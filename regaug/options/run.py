@@ -47,5 +47,11 @@ def check(args: Namespace):
     refuse_with(args, '--torchscript', ['--freeze-bn'], 'a scripted model cannot be changed')
     refuse_stream(args, '--exact-resume', 'the place in a stream is not stored')
     refuse_with(args, '--exact-resume', ['--use-multi-epochs-loader'], 'its workers live on from epoch to epoch')
+    seeded = args.opt.rpartition('_')[2] not in ('adahessian', 'kron', 'kronw')
+    stored = seeded or not args.exact_resume
+    require(args, '--exact-resume', stored, f'does not go with {shown(args, "--opt")} (its random state is not stored)')
+    shared = args.dist_bn or not args.exact_resume
+    reason = 'each process has batch-norm statistics of its own, and those of one are stored'
+    require(args, '--exact-resume', shared, f"does not go with --dist-bn '' ({reason})")
     stored = args.sched != 'plateau' or not args.exact_resume
     require(args, '--exact-resume', stored, f'does not go with {shown(args, "--sched")} (its state is not stored)')

@@ -43,24 +43,28 @@ class TermAverages:
             weighted = torch._foreach_mul(list(tensors.values()), batch_size)
             torch._foreach_add_([self.sums[name] for name in tensors], weighted)
 
-    def compute(self, world_size: int = 1):
+    def compute(self, world_size: int = 1, device: torch.device | None = None):
         """Averages over the epoch so far and over all ranks, which must have seen the same terms.
+
+        Args:
+            device: where the ranks meet; the tensors are there, if there are any.
 
         Returns:
             {name: float}, in the order in which the terms ran.
         """
         averages = [value / self.counts[name] for name, value in self.sums.items()]
-        return OrderedDict(zip((flat_name(*name) for name in self.sums), to_floats(averages, world_size), strict=True))
+        return OrderedDict(
+            zip((flat_name(*name) for name in self.sums), to_floats(averages, world_size, device), strict=True)
+        )
 
     def last_values(self):
         """{(term, key): float} of the last micro-batch on this rank."""
         return dict(zip(self.last, to_floats(self.last.values()), strict=True))
 
 
-def to_floats(values: Any, world_size: int = 1):
-    """Numbers and one-element tensors as a list of floats, waiting for the device once; averaged over the ranks."""
+def to_floats(values: Any, world_size: int = 1, device: torch.device | None = None):
+    """Numbers and one-element tensors as a list of floats, waiting for the device once; averaged over the ranks there."""
     values = list(values)
-    device = next((value.device for value in values if torch.is_tensor(value)), None)
     if world_size > 1 and values:
         values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in values])
         return reduce_tensor(values, world_size).tolist()

@@ -22,10 +22,14 @@ class Saver(CheckpointSaver):
     Recovery checkpoints are marked: the epoch in which they were written is not finished. `save_between` writes one of
     a finished epoch that is not evaluated and so has no place in the ranking.
 
+    Attributes:
+        earlier: see `resume.Resumed`; kept in the checkpoints.
+
     Raises:
         OptionError: from the save methods, when a file cannot be written (a full disk); earlier ones are intact.
     """
 
+    earlier = 0
     _recovery = None  # while a recovery checkpoint is written: what its saver's state says beside the history
 
     def save_checkpoint(self, epoch: int, metric: Any = None):
@@ -67,9 +71,10 @@ class Saver(CheckpointSaver):
         return self.curr_recovery_file
 
     def state_dict(self, epoch: int | None = None, metric: Any = None):
+        earlier = {'earlier': self.earlier} if self.earlier else {}
         if self._recovery is not None:  # no checkpoint of this epoch is about to join the history
-            return {**super().state_dict(), **self._recovery}
-        return super().state_dict(epoch, metric)
+            return {**super().state_dict(), **self._recovery, **earlier}
+        return {**super().state_dict(epoch, metric), **earlier}
 
     def restore(self, path: str | Path):
         """Take up the history from a checkpoint of this folder, as if no kill had come between two steps of saving.

@@ -169,7 +169,9 @@ class Engine:
 
         if hasattr(self.updater.optimizer, 'sync_lookahead'):
             self.updater.optimizer.sync_lookahead()
-        return OrderedDict(loss=self._average_over_ranks(losses).avg, **terms.compute(args.world_size))
+        return OrderedDict(
+            loss=self._average_over_ranks(losses).avg, **terms.compute(args.world_size, device=self.device)
+        )
 
     def _prepare(self, input: torch.Tensor, target: torch.Tensor, mixup_fn: Any):
         """Move and mix a batch where the prefetcher does not, and lay it out in memory."""

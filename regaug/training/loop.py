@@ -13,7 +13,7 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from regaug.errors import OptionError
-from regaug.seeds import reseed_epoch
+from regaug.seeds import derived_seed, reseed_epoch
 from regaug.training.engine import mean_lr
 from regaug.training.interrupt import Diverged, Interrupted
 from regaug.training.phases import phase_at
@@ -72,11 +72,15 @@ def run_epoch(run: Any, epoch: int):
         run.saver.restart_ranking()  # train losses with and without augmentation do not compare
     if run.reseeds:
         reseed_epoch(args.seed, epoch, args.rank)
+        if run.task.has_ema():  # it rounds bfloat16 by a generator of its own, which all ranks have alike
+            run.task.get_trainable_module(ema=True)._sr_generator.manual_seed(derived_seed('ema', args.seed, epoch))
     run.train_data.set_epoch(epoch)
     run.task.start_epoch(epoch)
     train_metrics = run.engine.train_one_epoch(epoch, run.train_data.loader, run.train_data.mixup_fn)
     run.report.on_unreadable(getattr(run.train_set, 'num_unreadable', 0))
     share_batch_norm(run.args, run.task.get_trainable_module())
+    if run.reseeds:  # from the first rank's average, which is saved, all would go on
+        share_average(run)
 
     if not is_evaluated(args, epoch, run.num_epochs):
         if run.primary and args.exact_resume:
@@ -102,11 +106,19 @@ def evaluate(run: Any) -> dict[str, float] | None:
     if run.eval_loader is None:
         return None
     metrics = run.engine.evaluate(run.eval_loader, run.eval_model)
-    if run.task.has_ema() and not run.args.model_ema_force_cpu:
-        ema_model = run.task.get_eval_model(ema=True)
-        share_batch_norm(run.args, ema_model)
+    ema_model = share_average(run)
+    if ema_model is not None:
         metrics = run.engine.evaluate(run.eval_loader, ema_model, ema=True)
     return metrics
+
+
+def share_average(run: Any) -> nn.Module | None:
+    """The moving average, with the same batch-norm statistics on every rank; None where there is none to evaluate."""
+    if not run.task.has_ema() or run.args.model_ema_force_cpu:
+        return None
+    ema_model = run.task.get_eval_model(ema=True)
+    share_batch_norm(run.args, ema_model)
+    return ema_model
 
 
 def share_batch_norm(args: Namespace, model: nn.Module):

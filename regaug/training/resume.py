@@ -25,10 +25,12 @@ class Resumed(NamedTuple):
     Attributes:
         epoch: first epoch to run, None if the file does not say.
         interrupted: that epoch was interrupted before, and is repeated.
+        earlier: epochs before them that the run does not count: it has no main phase and goes on from one that had.
     """
 
     epoch: int | None
     interrupted: bool
+    earlier: int = 0
 
 
 def next_epoch(checkpoint: dict[str, Any], refine_only: bool = False):
@@ -40,11 +42,13 @@ def next_epoch(checkpoint: dict[str, Any], refine_only: bool = False):
     """
     if 'epoch' not in checkpoint:
         return Resumed(None, False)
-    if refine_only and getattr(checkpoint.get('args'), 'epochs', 1):
-        return Resumed(0, False)
-    interrupted = bool(checkpoint.get('saver', {}).get('interrupted'))
+    saver = checkpoint.get('saver', {})
+    interrupted = bool(saver.get('interrupted'))
     finished = checkpoint.get('version', 1) > 1 and not interrupted
-    return Resumed(checkpoint['epoch'] + finished, interrupted)
+    epoch, earlier = checkpoint['epoch'] + finished, saver.get('earlier', 0)
+    if refine_only and getattr(checkpoint.get('args'), 'epochs', 1):
+        return Resumed(0, False, earlier + epoch)
+    return Resumed(epoch, interrupted, earlier)
 
 
 def resume(
@@ -76,9 +80,15 @@ def resume(
         raise OptionError(f'--resume {path}: {error}; --no-resume-opt starts a new optimiser.') from error
 
 
-def resume_ema(task: nn.Module, path: str | Path):
-    """Load the moving average of a checkpoint, or its plain weights if it has none."""
+def resume_ema(task: nn.Module, path: str | Path, *, earlier_updates: int = 0):
+    """Load the moving average of a checkpoint, or its plain weights if it has none.
+
+    Args:
+        earlier_updates: what it averages that this run's number of updates leaves out. timm's first update of a run
+            replaces an average by the weights, and `--model-ema-warmup` counts from there.
+    """
     load_task_ema_checkpoint(task, path)
+    task.get_trainable_module(ema=True).update_after_step = -earlier_updates
 
 
 def find_newest(folder: str | Path, *, finished_only: bool) -> str | None:
@@ -100,7 +110,7 @@ def find_newest(folder: str | Path, *, finished_only: bool) -> str | None:
         except OptionError as error:
             _logger.warning(f'Skipped: {error}')
             continue
-        epoch, interrupted = next_epoch(checkpoint)
+        epoch, interrupted, _ = next_epoch(checkpoint)
         if not (interrupted and finished_only):
             found.append((epoch, path.stat().st_mtime, path.name == 'last.pth.tar', str(path)))
     for *_, path in sorted(found, reverse=True):

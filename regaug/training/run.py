@@ -145,6 +145,7 @@ class Run:
         if resumed.interrupted:
             _logger.info(f'Epoch {resumed.epoch} was interrupted; it is repeated from its start.')
         self.start_epoch = args.start_epoch if args.start_epoch is not None else resumed.epoch or 0
+        self.earlier = resumed.earlier
         if args.resume and not overwrites and self.resumes_here:
             back = self.start_epoch < (next_epoch(checkpoint).epoch or 0)
             if back or not self.auto:
@@ -208,7 +209,8 @@ class Run:
             ema_device = 'cpu' if args.model_ema_force_cpu else None
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
             if args.resume:
-                resume_ema(self.task, args.resume)
+                updates = updates_per_epoch(self.train_data.loader, args.grad_accum_steps)
+                resume_ema(self.task, args.resume, earlier_updates=self.earlier * updates)
         self.task.use(self.methods)
         if args.torchcompile:
             self.task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
@@ -261,6 +263,7 @@ class Run:
             max_history=args.checkpoint_hist,
             task=self.task,
         )
+        self.saver.earlier = self.earlier
         if self.resumes_here:
             self.saver.restore(args.resume)
         write_whole(os.path.join(self.output_dir, 'args.yaml'), self.config)

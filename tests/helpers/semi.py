@@ -36,7 +36,7 @@ class Stream:
 
 def make_semi_task(model, criterion=None, *, stream=None, gradaug=None, rank=0, **kwargs):
     """A task with GradAug on labelled and on unlabelled images, and its method for the latter."""
-    semi = GradAugSemi(stream or Stream(rank=rank), **kwargs)
+    semi = GradAugSemi(stream or Stream(rank=rank), input_size=(3, 32, 32), **kwargs)
     gradaug = make_gradaug(**{'sizes': (32, 24), **(gradaug or {})})
     return make_task(model, criterion, gradaug=gradaug, methods=[semi], rank=rank), semi
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from regaug.errors import OptionError
 from regaug.methods.scoring import Scorer
 from tests.helpers.training import (
     CLASSES,
@@ -215,13 +216,13 @@ class Counting(nn.Module):
     ('layer', 'buffer'),
     [
         (Counting, 'calls'),
-        (lambda: nn.InstanceNorm2d(3, track_running_stats=True), 'running_mean'),  # updates it whatever it is told
+        (lambda: nn.InstanceNorm2d(3, track_running_stats=True), 'running_var'),  # updates it whatever it is told
     ],
 )
 def test_a_buffer_that_a_pass_changes_is_named(layer, buffer):
     model = nn.Sequential(layer(), Everything())
-    with pytest.raises(ValueError, match=rf"the buffer '0\.{buffer}' of Sequential"):
-        Scorer(make_task(model)).check(torch.ones(2, 3, 32, 32))
+    with pytest.raises(OptionError, match=rf"^--maxup 3: .* the buffer '0\.{buffer}' of Sequential"):
+        Scorer(make_task(model)).check((3, 32, 32), '--maxup 3')
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -229,7 +230,7 @@ def test_the_check_passes_and_leaves_no_trace_itself(name):
     model = MODELS[name]().train()
     scorer = Scorer(make_task(model))
     before = state_of(model)
-    assert scorer.check(torch.zeros(2, 3, 32, 32)) is None
+    assert scorer.check((3, 32, 32), '--maxup 3') is None
     assert_equal(state_of(model), before)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from regaug.errors import OptionError
 from tests.helpers.training import (
     assert_same_training,
     read_summary,
@@ -42,6 +43,13 @@ def test_dry_run_tries_unlabelled_images(train, caplog):
     train(*SEMI, '--dry-run')
     assert any('64 unlabelled images, 8 beside 8 in a batch' in record.message for record in caplog.records)
     assert any('Dry run' in record.message for record in caplog.records)
+
+
+def test_a_model_that_the_teachers_pass_would_change_is_refused(train):
+    model = ('--model', 'test_efficientnet', '--model-kwargs', 'norm_layer=evonormb0', '--epochs', 1)
+    with pytest.raises(OptionError, match=r"--ulb-teacher full: .*buffer 'bn1\.running_var'"):
+        train(*SEMI, *model)
+    train(*SEMI, *model, '--model-ema', '--ulb-teacher', 'ema')
 
 
 @pytest.mark.parametrize('off', [('--uratio', 0), ('--ulb-loss-ratio', 0)])

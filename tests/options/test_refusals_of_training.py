@@ -66,6 +66,9 @@ REFUSALS = [
     ('--kd-model-name resnet18 --kd-loss-type mse', ['--kd-loss-type mse', 'kl']),
     ('--exact-resume --use-multi-epochs-loader', ['--exact-resume', '--use-multi-epochs-loader']),
     ('--exact-resume --sched plateau', ['--exact-resume', '--sched plateau']),
+    ('--exact-resume --opt adahessian', ['--exact-resume', '--opt adahessian']),
+    ('--exact-resume --opt lookahead_kron', ['--exact-resume', '--opt lookahead_kron']),
+    ('--exact-resume --dist-bn=', ['--exact-resume', '--dist-bn']),
 ]
 
 

@@ -161,12 +161,12 @@ def test_epoch_saved_between_evaluations_is_finished_and_joins_no_ranking(saver,
     saver.save_checkpoint(0, 1.0)
     path = saver.save_between(1)
     assert path == str(tmp_path / 'run' / 'recovery-1-end.pth.tar')
-    assert next_epoch(read_checkpoint(path)) == (2, False)
+    assert next_epoch(read_checkpoint(path)) == (2, False, 0)
     assert find_newest(tmp_path / 'run', finished_only=True) == path
     assert [name.rpartition('/')[2] for name, _ in saver.checkpoint_files] == ['checkpoint-0.pth.tar']
     assert read_checkpoint(path)['saver'].get('pending') in (None, (None, None))
     path = saver.save_recovery(2, 3)
-    assert next_epoch(read_checkpoint(path)) == (2, True)  # the mark of one does not stay for the other
+    assert next_epoch(read_checkpoint(path)) == (2, True, 0)  # the mark of one does not stay for the other
 
 
 @pytest.mark.parametrize('first', [[], [1.0]])
@@ -211,14 +211,20 @@ def test_two_recovery_checkpoints_are_kept(saver, tmp_path):
     ],
 )
 def test_a_run_goes_on_after_the_last_finished_epoch(checkpoint, expected):
-    assert next_epoch(checkpoint) == expected
+    assert next_epoch(checkpoint)[:2] == expected
 
 
 @pytest.mark.parametrize(
-    ('args', 'expected'), [(argparse.Namespace(epochs=8), 0), (argparse.Namespace(epochs=0), 8), (None, 0)]
+    ('args', 'earlier', 'expected'),
+    [
+        (argparse.Namespace(epochs=8), 0, (0, False, 8)),
+        (argparse.Namespace(epochs=0), 20, (8, False, 20)),
+        (None, 0, (0, False, 8)),
+    ],
 )
-def test_a_refinement_starts_with_its_first_epoch_unless_it_was_one(args, expected):
-    assert next_epoch({'epoch': 7, 'version': 2, 'args': args}, refine_only=True).epoch == expected
+def test_a_refinement_starts_with_its_first_epoch_unless_it_was_one(args, earlier, expected):
+    checkpoint = {'epoch': 7, 'version': 2, 'args': args, 'saver': {'earlier': earlier}}
+    assert next_epoch(checkpoint, refine_only=True) == expected
 
 
 def test_a_checkpoint_of_another_model_is_not_resumed(saved):

@@ -25,6 +25,7 @@ from tests.helpers.ranks import RANKS, run_on_ranks, run_processes
 from tests.helpers.training import (
     CLASSES,
     assert_close,
+    assert_same_training,
     gradients,
     gradients_at_updates,
     make_batches,
@@ -245,3 +246,12 @@ def test_torchrun_stops_with_one_recovery_file_goes_on_and_ends_with_one_set_of_
     state = read_checkpoint(folder / 'last.pth.tar')
     assert state['epoch'] == epoch
     assert not any(name.startswith('module.') for name in state['state_dict'])
+
+
+def test_the_moving_average_of_two_ranks_resumes_exactly_between_evaluations(image_folder, tmp_path):
+    """Its batch-norm statistics differ between the ranks until they are shared; one rank's are saved."""
+    options = ['--exact-resume', '--model-ema', '--model-ema-decay', 0.9, '--epochs', 2, '--val-interval', 3]
+    for name, resume in (('whole', []), ('resumed', ['--resume', str(tmp_path / 'whole' / 'recovery-0-end.pth.tar')])):
+        argv = train_argv(image_folder, tmp_path, '--experiment', name, *options, '--batch-size', 4, *resume)
+        run_processes(train_as_rank, (argv, free_port()))
+    assert_same_training(tmp_path / 'resumed', tmp_path / 'whole', from_epoch=1)

@@ -12,6 +12,7 @@ from timm.utils import dispatch_clip_grad
 from torch import nn
 
 from regaug.device import LossScaler
+from regaug.training import averages
 from regaug.training.averages import FULL
 from regaug.training.engine import accumulation
 from regaug.training.interrupt import Interrupted, StopRequest
@@ -292,3 +293,18 @@ def test_a_signal_stops_after_the_running_update_and_lets_an_epoch_end():
     assert stopped_after(0) == (1, 2)
     assert stopped_after(2) == (2, 4)
     assert stopped_after(5) == (None, 6)
+
+
+def test_ranks_average_plain_numbers_on_the_device_where_they_meet(monkeypatch):
+    """A process group of GPUs takes no tensor of the CPU."""
+    devices = []
+
+    def reduce(values, world_size):
+        devices.append(values.device.type)
+        return torch.zeros(len(values))
+
+    monkeypatch.setattr(averages, 'reduce_tensor', reduce)
+    terms = averages.TermAverages()
+    terms.update('full', {'uada_passes': 0.0}, 4)
+    assert terms.compute(world_size=2, device=torch.device('meta')) == {'uada_passes': 0.0}
+    assert devices == ['meta']

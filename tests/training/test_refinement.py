@@ -10,7 +10,7 @@ from timm.data import IterableImageDataset
 from regaug.training import run as run_module
 from regaug.training.phases import phase_at
 from tests.helpers.data import as_bytes, deliver, make_train_data, noise_images, noise_set
-from tests.helpers.training import CLASSES, read_checkpoint, read_summary
+from tests.helpers.training import CLASSES, assert_same_training, read_checkpoint, read_summary
 
 HEAVY = ('--mixup', 0.8, '--cutmix', 1.0, '--aa', 'rand-m9', '--reprob', 1.0, '--color-jitter', 0.4)
 WHOLE = ('--scale', 1, 1, '--ratio', 1, 1)  # the random resized crop then takes all of an image of the training size
@@ -91,6 +91,28 @@ def test_optimiser_state_and_moving_average_carry_over(train):
         for name, value in states['whole'][key].items():
             assert torch.equal(value, states['kept'][key][name])
     assert any(not torch.equal(v, states['fresh']['state_dict'][n]) for n, v in states['whole']['state_dict'].items())
+
+
+def test_a_refinement_alone_goes_on_with_the_moving_average(train):
+    """Its first update would be timm's first of a run, which replaces the average by the weights."""
+    main = train('--epochs', 2, '--mixup', 0.2, '--model-ema', '--model-ema-decay', 0.5, experiment='main')
+    start = ('--resume', main / 'last.pth.tar', '--epochs', 0, '--refine-epochs', 1, '--refine-lr', 1e-9)
+    refined = train(*start, '--model-ema', '--model-ema-decay', 0.9, '--log-interval', 1, experiment='refined')
+    before, after = (read_checkpoint(folder / 'last.pth.tar') for folder in (main, refined))
+    kept = 0.9**4  # updates
+    for name, weight in after['state_dict'].items():
+        if name.endswith('.weight'):
+            average = before['state_dict_ema'][name]
+            assert torch.allclose(after['state_dict_ema'][name], kept * average + (1 - kept) * weight, atol=1e-6)
+
+
+def test_a_refinement_alone_resumes_exactly_with_the_warm_up_of_the_moving_average(train):
+    options = ('--model-ema', '--model-ema-decay', 0.99, '--model-ema-warmup', '--exact-resume')
+    main = train(*options, '--epochs', 2, experiment='main')
+    refine = (*options, '--epochs', 0, '--refine-epochs', 2, '--refine-lr', 0.01)
+    whole = train(*refine, '--resume', main / 'last.pth.tar', experiment='whole')
+    resumed = train(*refine, '--resume', whole / 'checkpoint-0.pth.tar', experiment='resumed')
+    assert_same_training(resumed, whole, from_epoch=1)
 
 
 @pytest.mark.few(1)
