@@ -61,7 +61,9 @@ def measure(common, args):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description='Cost of an update by network and batch size.')
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.cost_map', description='Cost of an update by network and batch size.'
+    )
     parser.add_argument('--name', required=True, help='name of the report')
     parser.add_argument('--networks', nargs='+', required=True, help='models of timm, maybe with options of their own')
     parser.add_argument('--batch-sizes', nargs='+', type=int, required=True)

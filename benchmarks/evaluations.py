@@ -163,7 +163,9 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description='Cost of evaluations against their passes alone.')
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.evaluations', description='Cost of evaluations against their passes alone.'
+    )
     parser.add_argument('--model', default='resnet18')
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--batches', type=int, default=16)

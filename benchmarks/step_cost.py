@@ -75,7 +75,9 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description='Cost of an update relative to plain training.')
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.step_cost', description='Cost of an update relative to plain training.'
+    )
     parser.add_argument('--name', required=True, help='name of the report')
     parser.add_argument('--common', default='', help='options of train.py that every configuration gets')
     parser.add_argument('--base', default='', help='configuration that the others are compared with')

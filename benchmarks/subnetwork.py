@@ -152,7 +152,9 @@ def main(argv=None):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description='Cost of a sub-network against slicing by hand.')
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.subnetwork', description='Cost of a sub-network against slicing by hand.'
+    )
     parser.add_argument('--widths', type=float, nargs='+', default=[0.9, 0.75, 0.5])
     parser.add_argument('--batch-size', type=int, default=8)
     parser.add_argument('--size', type=int, default=224, help='pixels')

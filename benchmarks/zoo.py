@@ -67,7 +67,9 @@ def main():
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.zoo', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--models', nargs='+', metavar='NAME', help='networks to examine')
     parser.add_argument('--max-gb', type=float, default=8.0, help='memory that one network may take (default: 8)')
     parser.add_argument('--limit-s', type=int, default=300, help='processor time of one network (default: 300)')

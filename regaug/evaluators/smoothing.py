@@ -8,9 +8,9 @@ its class, n fresh ones bound the probability of that class from below (CERTIFY,
 of the best of them at each radius.
 """
 
+import argparse
 import hashlib
 import json
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -264,9 +264,12 @@ def create(args: Namespace) -> Certification | None:
 
 def main():
     """Print the table of the files that the command line names."""
-    if len(sys.argv) < 2:
-        raise OptionError('name files of --certify-file')
-    print(table(sys.argv[1:]))
+    parser = argparse.ArgumentParser(
+        prog='python -m regaug.evaluators.smoothing',
+        description='Certified accuracy of the best of several networks at every radius, as a table.',
+    )
+    parser.add_argument('files', nargs='+', metavar='FILE', help='written by validate.py --certify-file')
+    print(table(parser.parse_args().files))
 
 
 if __name__ == '__main__':

@@ -18,13 +18,15 @@ TRAIN = Group(
     Option('--cutout-size', int, 16, "side in pixels of Cutout's square", low=1, needs=_CUTOUT),
     flag('--exact-resume', 'a stopped and resumed run gives the numbers of an uninterrupted one, to the bit on a CPU'),
     flag('--overwrite', 'start afresh in the folder of an old run, whose files are removed first', once=True),
-    flag('--dry-run', 'build all, run two updates and two evaluation batches, say what a run takes, write nothing'),
+    flag('--dry-run', 'build all, run two updates and two evaluation batches, write nothing but --save-images'),
     Option('--max-bad-updates', int, 10, 'stop after so many updates in a row that are not finite; 0: never', low=0),
 )
 
 
 def resolve(args: Namespace, chosen: dict):
-    """Tell which options of the resized crop are without effect."""
+    """Tell which options of the resized crop are without effect, and when there can be nothing to resume."""
+    if args.resume == 'auto' and not args.experiment:
+        warn('--resume auto finds nothing without --experiment: the default name has the time in it.')
     for name in ('scale', 'ratio'):
         if args.pad_crop and name in chosen:
             warn(f'{shown(args, f"--{name}")} has no effect with {shown(args, "--pad-crop")}, which keeps the size.')

@@ -63,7 +63,7 @@ class TermAverages:
 
 
 def to_floats(values: Any, world_size: int = 1, device: torch.device | None = None):
-    """Numbers and one-element tensors as a list of floats, waiting for the device once; averaged over the ranks there."""
+    """Numbers and one-element tensors as a list of floats, waiting for the device once; averaged over ranks on it."""
     values = list(values)
     if world_size > 1 and values:
         values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in values])

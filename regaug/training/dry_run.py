@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import statistics
 import sys
 from collections import Counter
 from datetime import timedelta
@@ -9,12 +10,12 @@ from itertools import islice
 from typing import Any
 
 from regaug.errors import OptionError
+from regaug.training.engine import updates_per_epoch
 from regaug.training.interrupt import Diverged
 from regaug.training.phases import phase_at
 from regaug.training.report import count_evaluations, peak_memory
 
 _logger = logging.getLogger('train')
-_UPDATES = 2
 
 
 class FirstBatches:
@@ -34,8 +35,26 @@ class FirstBatches:
         return islice(iter(self.loader), self.num_batches)
 
 
+class TimedUpdates:
+    """Notes the seconds of each update that a report is told of.
+
+    Args:
+        report: `report.Report`.
+    """
+
+    def __init__(self, report: Any):
+        self.seconds = []
+        self._on_update, report.on_update = report.on_update, self.on_update
+
+    def on_update(self, record: Any):
+        self.seconds.append(record.update_time.val)
+        self._on_update(record)
+
+
 def dry_run(run: Any):
-    """Try a built `run.Run` and print model, data, schedule, phases, memory, time per update and the estimated end.
+    """Try a built `run.Run` and print model, data, schedule, phases, memory, time per update and the estimated time.
+
+    Two updates run, of which the second one counts; with `--gradaug-every` a whole turn after the first one.
 
     Returns:
         Exit status 0.
@@ -48,19 +67,22 @@ def dry_run(run: Any):
     run.advance_schedule(epoch)
     run.start_phase(phase_at(epoch, args))
     loader = run.train_data.loader
-    batches = FirstBatches(loader, _UPDATES * args.grad_accum_steps)
+    args.log_interval = 1  # each update tells its time
+    turn = args.gradaug_every if args.gradaug else 1
+    batches = FirstBatches(loader, (1 + turn) * args.grad_accum_steps)
+    timed = TimedUpdates(run.report)
     try:
         run.engine.train_one_epoch(epoch, batches, run.train_data.mixup_fn)
     except Diverged as diverged:
         raise OptionError(f'--dry-run, epoch {epoch}: {diverged}') from diverged
     record = run.report.last_record
-    seconds = record.update_time.val
+    seconds = statistics.fmean(timed.seconds[1:] or timed.seconds)
     lines = [f'loss of update {record.update_idx + 1} in epoch {epoch}: {record.loss.val:.4g}, at lr {record.lr:.4g}']
     eval_seconds = 0.0
     if run.eval_loader is not None:
         run.engine.evaluate(FirstBatches(run.eval_loader, 2), run.eval_model)  # the first one starts and compiles
         eval_seconds = run.report.eval_batch_seconds * len(run.eval_loader)
-    updates = -(-len(loader) // args.grad_accum_steps)
+    updates = updates_per_epoch(loader, args.grad_accum_steps)
     epochs = run.num_epochs - run.start_epoch
     evaluations = count_evaluations(args, run.start_epoch, run.num_epochs)
     total = epochs * updates * seconds + evaluations * eval_seconds

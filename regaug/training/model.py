@@ -54,6 +54,9 @@ def build_model(args: Namespace):
     try:
         model = create_model(args.model, **weights, **factory_kwargs)
     except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and args.pretrained and not args.pretrained_path:
+            reason = f'the published weights cannot be had ({" ".join(str(error).split())})'
+            raise OptionError(f'--pretrained: {reason}; --pretrained-path takes them from a file.') from error
         if not args.pretrained_path or isinstance(error, OptionError):
             raise
         raise OptionError(f'--pretrained-path {args.pretrained_path}: {" ".join(str(error).split())}') from error

@@ -1,5 +1,6 @@
 """`--dry-run` tries everything, says what a run would be, and leaves no trace."""
 
+import dataclasses
 import gc
 import logging
 import re
@@ -13,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regaug.training.engine
 from regaug.errors import OptionError
+from regaug.training.dry_run import TimedUpdates
 from regaug.training.report import Report
 from regaug.training.task import RegAugTask
 from tests.helpers.data import child_processes
@@ -187,3 +189,16 @@ def test_updates_are_those_of_the_main_phase_not_of_a_cheaper_warm_up(dry_run):
     lines = dry_run('--epochs', 4, '--maxup', 3, '--maxup-warmup-epochs', 1)
     [line] = [line for line in lines if line.startswith('Train: ')][-1:]
     assert 'Maxup passes: 3 ' in line
+
+
+def test_of_sub_networks_in_every_third_update_a_whole_turn_is_timed(dry_run, monkeypatch):
+    on_update, seconds = TimedUpdates.on_update, iter((500.0, 1.0, 1.0, 4.0))  # the first one starts and compiles
+
+    def timed(self, record):
+        meter = AverageMeter()
+        meter.update(next(seconds))
+        on_update(self, dataclasses.replace(record, update_time=meter))
+
+    monkeypatch.setattr(TimedUpdates, 'on_update', timed)
+    lines = dry_run('--gradaug', 1, '--gradaug-every', 3)
+    assert told(lines, r'(\S+) s per update')[1] == '2.000'
