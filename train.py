@@ -19,12 +19,12 @@ def main(argv: Any = None):
     args = options.parse_train(argv)
     run = Run(args).build()
     try:
-        if args.dry_run:
-            return dry_run(run)
         if run.finished:
             where = f' in {args.resume}' if args.resume else ''
             _logger.info(f'Nothing is left to train: {run.start_epoch} of {run.num_epochs} epochs are done{where}.')
             return 0
+        if args.dry_run:
+            return dry_run(run)
         run.stop.install()
         return train(run)
     finally:

@@ -61,7 +61,8 @@ def short_names(folders: list[Path]) -> list[str]:
         return [parts[0][-1]]
     start = shared_length(parts)
     end = shared_length([path[start:][::-1] for path in parts])
-    return ['/'.join(path[start : len(path) - end]) or path[-1] for path in parts]
+    names = ['/'.join(path[start : len(path) - end]) or path[-1] for path in parts]
+    return names if len(set(names)) == len(names) else [str(Path(*path)) for path in parts]
 
 
 def shared_length(paths: list[tuple[str, ...]]) -> int:

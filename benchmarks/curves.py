@@ -14,7 +14,8 @@ LAST = 5  # evaluations whose median is reported beside the final one
 def read_curve(folder: Path) -> list[dict[str, float]]:
     """The evaluated epochs of a run, by ascending epoch.
 
-    timm's script repeats the header, and epochs, in a resumed run: of an epoch that is there twice the later row holds.
+    timm's script repeats the header, and epochs, in a resumed run: rows of the epochs that it went back over do not
+    count, whether it has come to them again or not.
 
     Args:
         folder: A run's folder.
@@ -31,10 +32,13 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
             rows = [numbers(row) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f'{folder}: no run of train.py (summary.csv: {getattr(error, "strerror", error)}).') from None
-    by_epoch = {row['epoch']: row for row in rows if 'epoch' in row}
-    if not by_epoch:
+    curve = []
+    for row in rows:
+        if 'epoch' in row:
+            curve = [*(earlier for earlier in curve if earlier['epoch'] < row['epoch']), row]
+    if not curve:
         raise OptionError(f'{folder}: summary.csv holds no epoch yet.')
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    return curve
 
 
 def numbers(row: dict) -> dict[str, float]:

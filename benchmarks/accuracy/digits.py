@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from regaug.data.digits import load_digits
-from regaug.data.samples import stratified_subset
+from regaug.data.subsets import stratified_subset
 
 _MAX_LEVEL = 16
 

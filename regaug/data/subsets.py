@@ -25,7 +25,7 @@ def sample_labels(dataset: Any):
     return np.array([dataset[index][1] for index in range(len(dataset))])
 
 
-def stratified_subset(labels: Any, per_class: Any, split: str):
+def stratified_subset(labels: Any, per_class: int, split: int):
     """Indices of a fixed subset with the same number of samples of every class.
 
     The same labels, number and split give the same subset on every machine and with every version of the libraries

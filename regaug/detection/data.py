@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import random
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from regaug.errors import OptionError
 from regaug.seeds import derived_seed
 
 _logger = logging.getLogger('train')
+_FINER = 8  # than the image are the outlines of masks
 Target = dict[str, torch.Tensor]
 
 
@@ -149,13 +151,20 @@ class Detections(Dataset):
 def mask_of(polygons: Sequence[Sequence[float]], width: int, height: int) -> np.ndarray:
     """Draw polygons (x, y, x, y, ... in pixels, 0 at the border of the image) as a mask of 0 and 1, uint8 [H, W].
 
-    A pixel belongs to it if its centre does. Pillow draws the outline too, so it draws at twice the size, where
-    centres are pixels of their own.
+    A pixel belongs to it if its centre does. Pillow draws the outline too, so it draws a part of the image at a
+    multiple of the size, where the outline is thin and centres are pixels of their own.
     """
-    drawing = Image.new('L', (2 * width, 2 * height))
+    mask = np.zeros((height, width), dtype=np.uint8)
     for points in polygons:
-        ImageDraw.Draw(drawing).polygon([2 * value for value in points], fill=1)
-    return np.asarray(drawing)[1::2, 1::2].copy()
+        left, top = (max(math.floor(min(values)), 0) for values in (points[0::2], points[1::2]))
+        right, bottom = (min(math.ceil(max(points[i::2])), end) for i, end in enumerate((width, height)))
+        if left >= right or top >= bottom:
+            continue
+        drawing = Image.new('L', (_FINER * (right - left), _FINER * (bottom - top)))
+        moved = [_FINER * (value - (left, top)[i % 2]) for i, value in enumerate(points)]
+        ImageDraw.Draw(drawing).polygon(moved, fill=1)
+        mask[top:bottom, left:right] |= np.asarray(drawing)[_FINER // 2 :: _FINER, _FINER // 2 :: _FINER]
+    return mask
 
 
 def flip(image: torch.Tensor, target: Target) -> tuple[torch.Tensor, Target]:

@@ -115,15 +115,18 @@ class RealLabels:
 
     Args:
         labels: Sets of class indices in the order of the data set; images with an empty one do not count.
+        classes: The class of each output, where they are not all of them in order.
     """
 
-    def __init__(self, labels: Sequence[set[int]]):
+    def __init__(self, labels: Sequence[set[int]], classes: Sequence[int] | None = None):
         self.labels = labels
+        self.classes = classes
         self.best = []
 
     def update(self, output: torch.Tensor, target: torch.Tensor):
         """Keep the five best classes of each image."""
-        self.best.append(output.topk(5, dim=1).indices)
+        best = output.topk(min(5, output.shape[1]), dim=1).indices
+        self.best.append(best if self.classes is None else torch.tensor(self.classes, device=best.device)[best])
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
         """`top1` and `top5` in per cent."""
@@ -163,7 +166,7 @@ def create(args: Namespace) -> Accuracy:
     """Build the evaluator from the options of validate.py."""
     judges = []
     if args.real_labels:
-        judges.append(lambda data: RealLabels(data.real_labels()))
+        judges.append(lambda data: RealLabels(data.real_labels(), data.valid_labels))
     if args.metrics_avg:
         judges.append(lambda data: ClassAverages(args.metrics_avg))
     if args.ece:

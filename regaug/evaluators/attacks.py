@@ -111,10 +111,7 @@ class Attack:
         judges = [ClassificationEvaluator(data.device) for _ in self.eps]
         loader = data.loader(data.dataset)
         progress = Progress(self.kind.upper(), len(loader), self.log_freq)
-        rank, world_size, done = data.args.rank, data.args.world_size, 0
-        for input, target in data.batches(loader):
-            indices = [rank + world_size * (done + i) for i in range(len(target))]
-            done += len(target)
+        for input, target, indices in data.placed_batches(loader):
             if self.kind == 'fgsm':
                 gradient = input_gradient(logits, input, target)
                 attacked = (logits(perturb(input, gradient, eps * unit, low, high)) for eps in self.eps)

@@ -70,21 +70,23 @@ class NumpyImages(Dataset):
     Args:
         images: uint8 [N, H, W, 3].
         labels: Class indices [N].
+        mode: Of the images that it gives, as Pillow names it.
 
     Attributes:
         transform: Set by timm's loader factory.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, mode: str = 'RGB'):
         self.images = images
         self.labels = labels
+        self.mode = mode
         self.transform = None
 
     def __len__(self):
         return len(self.labels)
 
     def __getitem__(self, index: Any):
-        image = Image.fromarray(self.images[index])
+        image = Image.fromarray(self.images[index]).convert(self.mode)
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
 
 
@@ -240,7 +242,7 @@ class Corruptions:
         images, labels = self._arrays(name)
         count = len(images) // 5
         part = slice((severity - 1) * count, severity * count)
-        return NumpyImages(images[part], labels[part])
+        return NumpyImages(images[part], labels[part], data.image_mode)
 
     def _refuse(self, why: str):
         raise OptionError(f'--imagenet-c {self.folder}: {why}.')

@@ -41,7 +41,10 @@ from regaug.seeds import derived_seed
 _IMAGES_AND_LOGITS = (
     *('data', 'data_dir', 'dataset', 'split', 'class_map', 'valid_labels'),
     *('crop_border_pixels', 'amp', 'amp_dtype', 'model_dtype'),
+    *('gp', 'model_kwargs', 'fast_norm', 'test_pool'),
 )
+# Options that the statistics of a narrower network depend on.
+_CALIBRATION = ('calibrate_split', 'calibrate_images', 'batch_size')
 
 
 class Certification:
@@ -177,7 +180,8 @@ class Certification:
         return self.file.with_stem(f'{self.file.stem}-{data.network_name}')
 
     def _settings(self, data: Any) -> dict[str, Any]:
-        given = {name: value for name, value in vars(data.args).items() if name in _IMAGES_AND_LOGITS}
+        names = _IMAGES_AND_LOGITS + (_CALIBRATION if data.width not in (None, 1.0) else ())
+        given = {name: value for name, value in vars(data.args).items() if name in names}
         input = {name: str(value) for name, value in {**data.data_config, **given}.items()}
         return self.settings | input | {'width': data.width, 'images': len(data.dataset)}
 

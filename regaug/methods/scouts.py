@@ -68,7 +68,10 @@ def scouting(args: Namespace, model: nn.Module, input_size: Sequence[int], metho
         pixels = {height: sizes_for(height, [args.score_size])[0] for height in heights}
         smaller = sorted({size for height, size in pixels.items() if size < height})
         option = '--score-size' if args.score_size in smaller else f'--score-size {args.score_size}, which is'
-        single = '--batch-size 1' if args.batch_size == 1 and not (args.freeze_bn or args.sync_bn) else ''
+        alone = min(args.train_batch_sizes or [args.batch_size]) == 1
+        fixed = args.freeze_bn or (args.distributed and args.sync_bn)
+        source = '--train-batch-sizes' if args.train_batch_sizes else '--batch-size'
+        single = f'{source} 1' if alone and not fixed else ''
         check_sizes(model, input_size, smaller, option=option, single=single)
         if smaller:
             scout['size'] = args.score_size

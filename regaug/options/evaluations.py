@@ -70,6 +70,7 @@ def check(args: Namespace):
         refuse_with(args, name, ['--torchscript', '--aot-autograd', '--test-pool'], 'it looks into the model')
     several = is_distributed_env() and args.num_gpu > 1
     require(args, '--num-gpu', not several, 'does not go with torchrun (one process a GPU)')
+    refuse_with(args, '--risk', ['--test-pool'], 'the training images are of the size of training')
     if args.attack:
         refuse_with(args, '--attack', ['--model-dtype', '--torchscript'], 'gradients are taken in float32')
     if args.imagenet_c:

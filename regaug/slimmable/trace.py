@@ -6,7 +6,6 @@ import os
 import random
 import sys
 import types
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -104,7 +103,7 @@ class Trace(TorchDispatchMode):
         self.labels = labels
         self.records: list[Record] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Namespace = (), kwargs: Any = None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
         kwargs, labels = kwargs or {}, self.labels
         result = run_shapes(func, args, kwargs)
         if func._schema.name in UNRECORDED:
@@ -153,7 +152,7 @@ class FixedHeadSize(TorchFunctionMode):
         super().__init__()
         self.labels = labels
 
-    def __torch_function__(self, func: Any, types: Any, args: Namespace = (), kwargs: Any = None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
         if func is F.scaled_dot_product_attention:
             for tensor in (*args, *(kwargs or {}).values())[:2]:  # query and key; values may be of another size
                 freeze(self.labels.axes(tensor)[-1], 'it is the head size of an attention')

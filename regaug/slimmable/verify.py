@@ -6,7 +6,6 @@ and a wrong plan passes at one width and fails at another.
 
 import random
 import traceback
-from argparse import Namespace
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class Replay(TorchDispatchMode):
         super().__init__()
         self.records, self.counts, self.index = records, counts, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Namespace = (), kwargs: Any = None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
         if func._schema.name in UNRECORDED:
             return func(*args, **(kwargs or {}))
         if self.index >= len(self.records) or self.records[self.index].operator != str(func):
@@ -71,7 +70,7 @@ class Replay(TorchDispatchMode):
 class ReshapeErrors(TorchFunctionMode):
     """Reports the shape of a reshape that fails, which happens before the operator is dispatched."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Namespace = (), kwargs: Any = None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
         try:
             return func(*args, **(kwargs or {}))
         except RuntimeError as error:

@@ -1,9 +1,11 @@
 """Checkpoints: written whole or not at all, and only of weights that are finite."""
 
+import contextlib
 import logging
 import math
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +87,11 @@ class Saver(CheckpointSaver):
         Args:
             path: the checkpoint that the run goes on from.
         """
-        state = read_checkpoint(path, '--resume', mmap=True).get('saver') or {}
+        folder = Path(self.checkpoint_dir)
+        checkpoint = read_checkpoint(path, '--resume', mmap=True)
+        state = checkpoint.get('saver') or self._found_history()
         epoch, metric = state.get('pending', (None, None))
         super().load_state_dict({**state, 'pending': (None, None)})
-        folder = Path(self.checkpoint_dir)
         saved = None if epoch is None else self._checkpoint_path(epoch)
         if epoch is not None and saved not in [name for name, _ in self.checkpoint_files]:
             self._rank(path, epoch, metric)
@@ -105,6 +108,38 @@ class Saver(CheckpointSaver):
             old.unlink()
         kept = [str(name) for name in recoveries[-2:]]
         self.prev_recovery_file, self.curr_recovery_file = ['', '', *kept][-2:]
+        self._check_measure(checkpoint.get('args'))
+
+    def _found_history(self) -> dict[str, Any]:
+        """The history that the files of the folder tell, where checkpoints have none (older versions of timm)."""
+        found = []
+        for path in Path(self.checkpoint_dir).glob(f'*{self.extension}'):
+            if not path.name.startswith((f'{self.save_prefix}-', 'model_best')):
+                continue
+            with contextlib.suppress(OptionError):
+                checkpoint = read_checkpoint(path, '--resume', mmap=True)
+                metric = checkpoint.get('metric')
+                if metric is not None and not math.isnan(metric):
+                    found.append((path, float(metric), checkpoint['epoch']))
+        if not found:
+            return {}
+        found.sort(key=lambda each: each[1], reverse=not self.decreasing)
+        ranked = [(path.name, metric) for path, metric, _ in found if path.name.startswith(f'{self.save_prefix}-')]
+        _, metric, epoch = found[0]
+        return {'checkpoint_files': ranked, 'best_metric': metric, 'best_epoch': epoch}
+
+    def _check_measure(self, before: Namespace | None):
+        """Rank anew where the run measures otherwise than the one that it goes on from."""
+        names = ('eval_metric', 'model_ema', 'model_ema_force_cpu')
+        here = {name: getattr(self.args, name, None) for name in names}
+        there = {name: getattr(before, name, here[name]) for name in names}
+        if there != here:
+            differing = [
+                f'{name} {there[name]} before, {here[name]} now' for name in names if there[name] != here[name]
+            ]
+            options = ', '.join(differing)
+            _logger.warning(f'Epochs are measured otherwise than in the checkpoint ({options}) and ranked anew.')
+            self.restart_ranking()
 
     def _rank(self, path: str | Path, epoch: int, metric: Any):
         """Give a checkpoint that was written its place in the ranking, if it earns one (as timm does when saving)."""

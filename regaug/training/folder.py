@@ -115,8 +115,9 @@ def lock(folder: str | Path, experiment: str) -> int | None:
     except OSError:  # a file system without locks
         os.close(descriptor)
         return None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f'{os.getpid()} on {socket.gethostname()}\n'.encode())
+    with contextlib.suppress(OSError):  # on a full disk it holds without a name
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f'{os.getpid()} on {socket.gethostname()}\n'.encode())
     return descriptor
 
 

@@ -130,7 +130,11 @@ def share_batch_norm(args: Namespace, model: nn.Module):
 def save_interrupted(run: Any, epoch: int, interrupted: Any):
     """Write a recovery checkpoint and say how to go on."""
     if run.primary:
-        path = run.saver.save_recovery(epoch, interrupted.update_idx)
+        try:
+            path = run.saver.save_recovery(epoch, interrupted.update_idx)
+        except OptionError as error:  # a full disk
+            _logger.warning(str(error))
+            path = None
         written = path is not None
         if path is None or run.args.exact_resume:  # the middle of an epoch is no place to resume exactly from
             path = find_newest(run.folder, finished_only=run.args.exact_resume) or run.args.resume

@@ -27,6 +27,9 @@ def build_model(args: Namespace):
     Raises:
         OptionError: when `--initial-checkpoint` or `--pretrained-path` is truncated, foreign or does not fit.
     """
+    fixed = {'in_chans': '--in-chans', 'num_classes': '--num-classes', 'global_pool': '--gp', 'drop_rate': '--drop'}
+    for name in fixed.keys() & args.model_kwargs.keys():
+        raise OptionError(f'--model-kwargs {name}={args.model_kwargs[name]}: {fixed[name]} says that.')
     if args.fuser:
         set_jit_fuser(args.fuser)
     if args.fast_norm:

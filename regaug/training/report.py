@@ -129,14 +129,17 @@ class Report:
             return
         if not torch.is_tensor(input):  # patches of NaFlex
             return
-        if self.args.save_images and self.output_dir:
-            path = os.path.join(self.output_dir, f'train-batch-{batch_idx}.jpg')
-            save_image(input, path, padding=0, normalize=True)
-        if self.wants_pictures:
-            if self.pictures is not None:
+        try:
+            if self.args.save_images and self.output_dir:
+                path = os.path.join(self.output_dir, f'train-batch-{batch_idx}.jpg')
+                save_image(input, path, padding=0, normalize=True)
+            if self.wants_pictures and self.pictures is not None:
                 self.pictures.save(self.phase, input, target, more)
-            if self.wandb_log is not None:
-                self.wandb_log.on_picture(input, target, self.phase)
+        except OSError as error:  # a full disk: the run is worth more than its pictures
+            _logger.warning(f'No pictures any more: {error}.')
+            self.output_dir = self.pictures = None
+        if self.wants_pictures and self.wandb_log is not None:
+            self.wandb_log.on_picture(input, target, self.phase)
         self._picture_due = False
 
     def on_unreadable(self, count: int):

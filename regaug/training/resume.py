@@ -56,6 +56,7 @@ def resume(
     path: str | Path,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    args: argparse.Namespace | None = None,
     loss_scaler: Any = None,
     log_info: bool = True,
 ):
@@ -64,6 +65,7 @@ def resume(
     Args:
         task: task whose model (and own state) is loaded.
         optimizer: loaded too, unless None.
+        args: options of the run, which the optimiser of the checkpoint is held against.
         loss_scaler: loaded too, unless None.
 
     Raises:
@@ -74,10 +76,38 @@ def resume(
     weights = clean_state_dict(checkpoint[key] if key else checkpoint)
     check_weights(weights, task.get_eval_model(), '--resume', path)
     check_finite(weights, '--resume', path)
+    before = checkpoint.get('args')
+    if optimizer is not None and args and getattr(before, 'opt', args.opt) != args.opt:
+        names = f'{before.opt}, not {args.opt}'
+        raise OptionError(f'--resume {path}: its optimiser is {names}; --no-resume-opt starts a new one.')
+    given = settings_of(optimizer, args)
     try:
         resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=loss_scaler, log_info=log_info)
     except (ValueError, KeyError) as error:
         raise OptionError(f'--resume {path}: {error}; --no-resume-opt starts a new optimiser.') from error
+    if log_info:
+        tell_kept(given, settings_of(optimizer, args))
+
+
+def settings_of(optimizer: torch.optim.Optimizer | None, args: argparse.Namespace | None) -> dict[str, Any]:
+    """What the options say of the last group of parameters; the peak learning rate where there is a schedule."""
+    if optimizer is None or args is None:
+        return {}
+    group = optimizer.param_groups[-1]
+    settings = {'lr': group.get('initial_lr', group['lr']) / group.get('lr_scale', 1.0)} if args.epochs else {}
+    return settings | {name: group[name] for name in ('weight_decay', 'momentum', 'betas', 'eps') if name in group}
+
+
+def tell_kept(given: dict[str, Any], kept: dict[str, Any]):
+    """Warn of options whose values those of the checkpoint's optimiser have replaced."""
+    differing = [name for name in given if name in kept and kept[name] != given[name]]
+    if differing:
+        there = ', '.join(f'{name} {kept[name]:g}' if name == 'lr' else f'{name} {kept[name]}' for name in differing)
+        here = ', '.join(f'{given[name]:g}' if name == 'lr' else f'{given[name]}' for name in differing)
+        _logger.warning(
+            f'The optimiser goes on as it was saved: {there}; what is given ({here}) has no effect on it without '
+            f'--no-resume-opt.'
+        )
 
 
 def resume_ema(task: nn.Module, path: str | Path, *, earlier_updates: int = 0):

@@ -198,6 +198,7 @@ class Run:
                 self.task,
                 args.resume,
                 optimizer=self.optimizer if keep else None,
+                args=args,
                 loss_scaler=self.precision.loss_scaler if keep else None,
                 log_info=self.primary,
             )

@@ -41,8 +41,11 @@ def read_rows(path: Path, end: int) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        with path.open(newline='') as file:
-            return [row for row in csv.DictReader(file) if before(row, end)]
+        with path.open(newline='', encoding='utf-8-sig') as file:  # a spreadsheet puts a mark in front
+            table = csv.DictReader(file)
+            if 'epoch' not in (table.fieldnames or ['epoch']):
+                raise csv.Error(f'it has no column epoch, but {", ".join(table.fieldnames)}')
+            return [row for row in table if before(row, end)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise OptionError(f'--experiment {path.parent.name}: {path} is no readable summary ({error}).') from error
 

@@ -59,7 +59,7 @@ class WandbLog:
         self.run.define_metric('step/*', step_metric='update')
 
     def on_update(self, record: Any, phase: Any):
-        """Log a `engine.UpdateRecord`."""
+        """Log a `averages.UpdateRecord`."""
         seconds = max(record.update_time.val, 1e-9)
         metrics = {
             'loss': record.loss.val,

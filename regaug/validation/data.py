@@ -125,8 +125,13 @@ class EvaluationData:
 
     def open_folder(self, root: Path) -> Dataset:
         """Open a folder of images with the classes of the data set, one sub-folder each."""
-        mode = self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
-        return create_dataset('', root, '', class_map=class_index(self.dataset), input_img_mode=mode)
+        classes = class_index(self.dataset)
+        return create_dataset('', root, '', class_map=classes, input_img_mode=self.image_mode)
+
+    @property
+    def image_mode(self) -> str:
+        """Mode of the images, as Pillow names it."""
+        return self.args.input_img_mode or ('RGB' if self.data_config['input_size'][0] == 3 else 'L')
 
     def labels(self) -> set[int] | None:
         """The classes that the data set has images of, None for a stream."""
@@ -193,12 +198,25 @@ class EvaluationData:
 
     def batches(self, loader: Iterable) -> Iterator[tuple[Any, torch.Tensor]]:
         """Yield the batches of a loader on the device, without the samples that do not count (`Counted`)."""
+        return ((input, target) for input, target, _ in self.placed_batches(loader))
+
+    def placed_batches(self, loader: Iterable) -> Iterator[tuple[Any, torch.Tensor, list[int]]]:
+        """Yield batches as `batches` does, and the place of each sample in the data set.
+
+        timm's sampler deals the samples out in turn: process r of W has samples r, r + W, r + 2 W, ...
+        """
         counted = Counted(loader)
         self.passes.append(counted)
+        delivered = 0
         for input, target in loader:
             index = counted(target)
+            places = torch.arange(delivered, delivered + len(target))[
+                index if isinstance(index, slice) else index.cpu()
+            ]
+            delivered += len(target)
             if len(target := target[index]):
-                yield self.to_device(samples_of(input, index)), target.to(self.device)
+                places = (self.args.rank + self.args.world_size * places).tolist()
+                yield self.to_device(samples_of(input, index)), target.to(self.device), places
 
     def count_unreadable(self) -> int:
         """How many images the evaluation of a network left out, in all processes, because they cannot be read."""
@@ -285,7 +303,7 @@ def read_valid_labels(path: str, num_classes: int) -> list[int]:
         Indices in [0, num_classes).
 
     Raises:
-        OptionError: The file cannot be read, or a line is no index of an output.
+        OptionError: The file cannot be read, or a line is no index of an output, or one of an earlier line.
     """
     try:
         with open(path) as file:
@@ -293,6 +311,9 @@ def read_valid_labels(path: str, num_classes: int) -> list[int]:
     except (OSError, ValueError) as error:
         raise OptionError(f'--valid-labels {path}: {error}') from error
     wrong = [label for label in labels if not 0 <= label < num_classes]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise OptionError(f'--valid-labels {path}: class index {twice[0]} is there more than once.')
     if wrong or not labels:
         what = f'class index {wrong[0]} is not one of the {num_classes} outputs' if wrong else 'the file is empty'
         raise OptionError(f'--valid-labels {path}: {what}.')

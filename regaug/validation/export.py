@@ -86,6 +86,7 @@ class Export:
             'num_classes': data.num_classes,
             'classes': {kept[index] if kept else index: name for index, name in data.class_names().items()},
             'input_size': list(input_size),
+            'dtype': str(dtype).removeprefix('torch.'),
             'mean': list(data.data_config['mean']),
             'std': list(data.data_config['std']),
             'interpolation': data.data_config['interpolation'],

@@ -18,6 +18,7 @@ from timm.data import Mixup, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from regaug.data.channels import fit_channels, input_channels
 from regaug.data.loaders import create_train_loader, mixing_active
 from regaug.data.samples import training_samples
 from regaug.errors import OptionError
@@ -83,7 +84,8 @@ class TrainingImages:
             self._refuse(f'the split {split} is a stream')
         subset = {name: getattr(self.train_args, name) for name in ('labels_per_class', 'label_split')}
         self.samples = training_samples(dataset, **subset)
-        self.data_config = resolve_data_config(vars(self.train_args), model=model)
+        data_config = resolve_data_config(vars(self.train_args), model=model)
+        self.data_config = fit_channels(data_config, input_channels(self.train_args))
         self.batch_size = data.args.batch_size
 
     def batches(self, kind: str, data: Any) -> tuple[Iterable, int]:
@@ -143,7 +145,7 @@ class TrainingImages:
             switch_prob=options.mixup_switch_prob,
             mode=options.mixup_mode,
             label_smoothing=0.0,
-            num_classes=data.num_classes,
+            num_classes=data.num_classes if data.valid_labels is None else len(data.valid_labels),
         )
 
     def _read(self, args: Namespace) -> Namespace:

@@ -102,9 +102,11 @@ def open_training_set(args: Namespace, data: EvaluationData) -> Dataset:
     dataset = data.open(split, '--calibrate-split')
     source = getattr(dataset, 'reader', dataset)
     # timm takes the data folder itself for a split without a folder of its own.
-    if isinstance(source, ReaderImageFolder | ImageFolder) and Path(source.root) == Path(args.data or args.data_dir):
+    root = Path(args.data or args.data_dir or '')
+    of_evaluation = isinstance(source, ReaderImageFolder | ImageFolder) and Path(source.root) == root
+    if of_evaluation or root.is_file():  # an archive has no splits
         raise OptionError(
-            f'--calibrate-split {split}: no such folder in --data-dir {source.root}; --width below 1 needs its images.'
+            f'--calibrate-split {split}: no such folder in --data-dir {root}; --width below 1 needs its images.'
         )
     if isinstance(dataset, IterableDataset):
         return dataset

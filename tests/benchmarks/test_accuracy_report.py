@@ -1,6 +1,7 @@
 import csv
 import statistics
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -217,4 +218,31 @@ def test_folder_of_another_spec_or_of_something_else_is_refused(tmp_path):
         harness.check_folder()
     (harness.out / 'spec.yaml').write_text(yaml.safe_dump({'options': '--lr 1', 'base': 'plain'}))
     with pytest.raises(OptionError, match=r'--out .*: holds runs of another spec \(config differs\)'):
+        harness.check_folder()
+
+
+@pytest.mark.parametrize('exit_status', [1, -9])
+def test_a_failed_run_keeps_the_checkpoints_that_it_goes_on_from(tmp_path, exit_status):
+    harness = make_harness(tmp_path)
+    folder = harness.folder('plain', 0)
+    folder.mkdir(parents=True)
+    (folder / 'log.txt').write_text('train.py: error: no space left\n')
+    (folder / 'checkpoint-3.pth.tar').touch()
+    harness.finish('plain', 0, exit_status, 5.0)
+    assert not harness.results['plain', 0].finished
+    assert (folder / 'checkpoint-3.pth.tar').exists()
+
+
+def test_a_variant_that_a_spec_left_out_cannot_come_back_with_other_options(tmp_path, monkeypatch):
+    monkeypatch.setattr('benchmarks.accuracy.harness.Harness.check_variants', lambda harness: None)
+    harness = make_harness(tmp_path)
+    variants = {name: text for name, text in harness.spec.variants.items() if name != 'same'}
+    for present in (harness.spec.variants, variants):
+        harness.spec = replace(harness.spec, variants=present)
+        harness.open()
+        harness.close()
+    harness.spec = replace(harness.spec, variants={**variants, 'same': ''})
+    harness.check_folder()
+    harness.spec = replace(harness.spec, variants={**variants, 'same': '--mixup 0.9'})
+    with pytest.raises(OptionError, match=r'variant same differs'):
         harness.check_folder()

@@ -130,3 +130,12 @@ def test_digits_on_disk_are_the_embedded_ones(tmp_path):
         path = names[dataset.filename(index, basename=True).replace('.pgm', '.png')]
         np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(image))
         assert path.parent.name == str(label)
+
+
+def test_digits_whose_writing_was_cut_short_are_written_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, 'save', lambda *args: (_ for _ in ()).throw(OSError('no space')))
+        with pytest.raises(OSError, match='no space'):
+            write_digits(tmp_path / 'split', 10, 0)
+    assert not (tmp_path / 'split').exists()
+    assert len(list(write_digits(tmp_path / 'split', 10, 0).glob('*/*/*.png'))) == 1797

@@ -26,6 +26,12 @@ def test_curve_of_a_resumed_run_of_timms_script_has_each_epoch_once(tmp_path):
     assert curve[1]['train_loss'] == 1.9
 
 
+def test_epochs_that_a_run_went_back_over_do_not_count(tmp_path):
+    rows = ['epoch,eval_top1', '0,30.0', '1,40.0', '2,50.0', '3,99.0', 'epoch,eval_top1', '1,35.0', '2,45.0']
+    curve = read_curve(write_run(tmp_path / 'timm', '\n'.join(rows) + '\n'))
+    assert [(row['epoch'], row['eval_top1']) for row in curve] == [(0, 30.0), (1, 35.0), (2, 45.0)]
+
+
 def test_text_columns_are_left_out_of_a_curve(tmp_path):
     assert 'phase' not in read_curve(write_run(tmp_path / 'ours', OURS))[0]
 
@@ -49,6 +55,8 @@ def test_names_are_what_tells_the_folders_apart(tmp_path):
     assert short_names([tmp_path / 'a' / 'b', tmp_path / 'a' / 'c', tmp_path / 'd']) == ['a/b', 'a/c', 'd']
     assert short_names([tmp_path / 'a', tmp_path]) == ['a', tmp_path.name]
     assert short_names([tmp_path / 'only']) == ['only']
+    twice = [tmp_path / 'x', tmp_path / 'x' / 'x']
+    assert short_names(twice) == [str(folder) for folder in twice]
     with pytest.raises(OptionError, match='given twice'):
         short_names([tmp_path / 'a', tmp_path / 'b', tmp_path / 'b' / '..' / 'a'])
 

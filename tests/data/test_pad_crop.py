@@ -133,3 +133,16 @@ def test_each_worker_draws_crops_of_its_own():
     assert sorted(torch.unique(workers).tolist()) == [0, 1]
     by_worker = [[image.tobytes() for image in as_bytes(delivered[workers == worker])] for worker in (0, 1)]
     assert by_worker[0] != by_worker[1]
+
+
+def test_workers_are_seeded_as_timm_seeds_them():
+    class Seeds(MemoryDataset):
+        """Images labelled by whether NumPy's generator has the seed that timm gives a worker."""
+
+        def __getitem__(self, index):
+            seed = get_worker_info().seed % (2**32 - 1)
+            return super().__getitem__(index)[0], int(np.random.get_state()[1][0] == seed)
+
+    train_data, _ = make_train_data(Seeds(noise_images(64), np.zeros(64)), *CROPS_ONLY, '--workers', 2)
+    _, labels = deliver(train_data)
+    assert set(labels.tolist()) == {1}

@@ -7,6 +7,7 @@ import torch
 from regaug.data.subsets import stratified_subset
 from regaug.data.unlabelled import UnlabelledData, create_unlabelled
 from regaug.errors import OptionError
+from regaug.methods.semi import GradAugSemi
 from regaug.options import parse_train
 from regaug.training.phases import phase_at
 from tests.data.test_small_data import small_files as small_files
@@ -177,3 +178,12 @@ def test_a_place_of_unlabelled_images_is_enough(image_folder):
     argv = ['--dataset', 'regaug/digits', '--device', 'cpu', '--gradaug', '2', '--train-split', 'train']
     assert parse_train([*argv, '--unlabeled-data-dir', str(image_folder)]).unlabeled_split == 'train'
     assert parse_train(argv).unlabeled_split is None
+
+
+def test_workers_end_with_the_method():
+    before = child_processes()
+    data, _ = make_data(numbered_set(10), '--workers', 2)
+    data.next(0)
+    assert len(child_processes() - before) == 2
+    GradAugSemi(data, input_size=(3, 32, 32)).close()
+    assert child_processes() == before

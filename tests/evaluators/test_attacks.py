@@ -1,11 +1,14 @@
 """FGSM and PGD against implementations of their own, and against foolbox."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from regaug.evaluators.attacks import Attack
+from regaug.validation.data import EvaluationData
 from tests.helpers.evaluators import MemoryData, small_network
 
 pytest_plugins = ['tests.helpers.validate_fixtures']
@@ -178,3 +181,33 @@ def test_fgsm_and_pgd_equal_foolbox(network, pixels, eps, monkeypatch):
         expected = 100 * float((network(normalise(attacked[0])).argmax(1) == target).float().mean())
         (found,) = accuracies(ours, network, pixels, target).values()
         assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_random_starts_belong_to_the_images_whichever_process_has_them(network, pixels):
+    def starts(rank, world_size):
+        images, seen = normalise(pixels)[rank::world_size], []
+        data = MemoryData(images, torch.zeros(len(images), dtype=torch.long), mean=MEAN, std=STD, batch_size=5)
+        data.args.rank, data.args.world_size = rank, world_size
+        data.logits = lambda network, input: seen.append(input.clone()) or network(input)
+        list(Attack('pgd', eps=[0.05], space='pixel', steps=0).run(network, data))
+        return torch.cat(seen)
+
+    whole = starts(0, 1)
+    assert not torch.equal(whole, normalise(pixels))
+    for rank in range(2):
+        assert torch.equal(starts(rank, 2), whole[rank::2])
+
+
+def test_places_are_those_of_the_images_where_some_cannot_be_read():
+    class Loader:
+        dataset = SimpleNamespace(num_unreadable=2)
+
+        def __iter__(self):
+            for target in (torch.tensor([1, -100, 2]), torch.tensor([-100, 3])):
+                yield target.float(), target
+
+    args = SimpleNamespace(rank=1, world_size=2)
+    data = SimpleNamespace(passes=[], args=args, device=torch.device('cpu'), to_device=lambda input: input)
+    batches = list(EvaluationData.placed_batches(data, Loader()))
+    assert [target.tolist() for _, target, _ in batches] == [[1, 2], [3]]
+    assert [places for _, _, places in batches] == [[1, 5], [9]]

@@ -1,5 +1,6 @@
 """Corruption errors by published numbers, both layouts, and the maker of corrupted images."""
 
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -17,7 +18,7 @@ from regaug.evaluators.corruptions import (
     mean_corruption_error,
     relative_mean_corruption_error,
 )
-from tests.helpers.validate import NUM_CLASSES, PIXELS, normalise, top_k
+from tests.helpers.validate import NUM_CLASSES, PIXELS, normalise, save_grey_model, top_k
 
 pytest_plugins = ['tests.helpers.validate_fixtures']
 pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's folder reader closes none
@@ -143,6 +144,14 @@ def test_cifar_layout_holds_five_severities_in_a_row(run, model, checkpoint, tmp
     assert not {'mce', 'mce_missing', 'relative_mce'} & set(clean), 'its convention is the plain mean'
 
 
+def test_colour_images_are_grey_for_a_network_of_one_channel(run, tmp_path):
+    arrays = np.random.default_rng(1).integers(0, 256, (5 * 4, PIXELS, PIXELS, 3), dtype=np.uint8)
+    np.save(tmp_path / 'snow.npy', arrays)
+    np.save(tmp_path / 'labels.npy', np.zeros(20, dtype=np.int64))
+    _, row = run('--in-chans', 1, '--checkpoint', save_grey_model(tmp_path), '--imagenet-c', tmp_path)
+    assert row['condition'] == 'snow'
+
+
 def test_smaller_images_are_resized_only_when_asked(run, refusal, checkpoint, tmp_path):
     write_part(tmp_path, 'fog', 1, side=PIXELS - 8)
     complaint = refusal('--checkpoint', checkpoint, '--imagenet-c', tmp_path)
@@ -254,3 +263,20 @@ def test_all_types_are_made_alike_by_any_number_of_processes(source, tmp_path):
     assert len(paths) == 2 * (len(ALEXNET) + len(EXTRA))
     for path in paths:
         assert (tmp_path / 'one' / path).read_bytes() == (tmp_path / 'two' / path).read_bytes(), path
+
+
+def test_an_image_whose_writing_is_cut_short_is_not_taken_for_made(tmp_path, monkeypatch):
+    class FullDisk:
+        """Stands where a corrupted image stands; half of it fits on the disk."""
+
+        def save(self, path, *args, **kwargs):
+            Path(path).write_bytes(b'half')
+            raise OSError('no space')
+
+    monkeypatch.setattr(corrupt, 'corrupt', lambda *args: FullDisk())
+    path = tmp_path / 'source' / 'class' / 'image.png'
+    path.parent.mkdir(parents=True)
+    Image.new('RGB', (300, 300)).save(path)
+    with pytest.raises(OSError, match='no space'):
+        corrupt.make_all((path, tmp_path / 'source', tmp_path / 'made', ['fog'], [1], 42))
+    assert not list((tmp_path / 'made').rglob('*.JPEG'))

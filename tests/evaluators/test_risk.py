@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from regaug.options import args_as_yaml, parse_train
 from regaug.seeds import derived_seed
-from tests.helpers.validate import NUM_CLASSES, PER_CLASS, PIXELS, prepare_images
+from tests.helpers.validate import NUM_CLASSES, PER_CLASS, PIXELS, make_model, prepare_images, save_grey_model
 
 pytest_plugins = ['tests.helpers.validate_fixtures']
 pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's folder reader closes none
@@ -141,3 +141,18 @@ def test_bad_input_is_refused(refusal, checkpoint, folder, args_yaml, tmp_path):
     (tmp_path / 'broken.yaml').write_text(yaml.safe_dump({'no_such_option': 1}))
     assert 'no_such_option' in refusal(*weights, '--risk', tmp_path / 'broken.yaml')
     assert '--risk /nowhere' in refusal(*weights, '--risk', '/nowhere')
+    assert '--test-pool' in refusal(*weights, '--risk', args_yaml(), '--test-pool')
+
+
+def test_images_have_as_many_channels_as_in_the_run(run, args_yaml, tmp_path):
+    row = run('--in-chans', 1, '--checkpoint', save_grey_model(tmp_path), '--risk', args_yaml('--in-chans', 1, *PLAIN))
+    assert 0 < row['risk_clean'] < 1e4
+
+
+def test_mixed_labels_are_those_of_the_outputs_that_are_kept(run, images, args_yaml, tmp_path):
+    wide = make_model(images, seed=5, num_classes=25)
+    torch.save(wide.state_dict(), tmp_path / 'wide.pth')
+    (tmp_path / 'valid.txt').write_text('\n'.join(map(str, range(NUM_CLASSES))))
+    options = ('--num-classes', 25, '--checkpoint', tmp_path / 'wide.pth', '--valid-labels', tmp_path / 'valid.txt')
+    row = run(*options, '--risk', args_yaml(*PLAIN, '--mixup', 0.5, num_classes=None))
+    assert row['risk_augmented'] != row['risk_crop_flip']

@@ -168,6 +168,11 @@ def test_a_file_of_another_network_or_input_is_not_continued(certify, refusal, i
     assert 'it was made with weights ' in refusal('--checkpoint', other, *FEW, *file)
     assert 'it was made with crop_pct 0.95;' in refusal('--checkpoint', checkpoint, *FEW, *file, '--crop-pct', 0.5)
     assert 'it was made with width None;' in refusal('--checkpoint', checkpoint, *FEW, *file, '--width', 1.0)
+    assert 'it was made with gp None;' in refusal('--checkpoint', checkpoint, *FEW, *file, '--gp', 'max')
+    narrow = ['--certify-file', tmp_path / 'narrow.tsv', '--width', 0.5]
+    certify(*narrow, '--calibrate-images', 16, '--batch-size', 8)
+    complaint = refusal('--checkpoint', checkpoint, *FEW, *narrow, '--calibrate-images', 8, '--batch-size', 8)
+    assert 'it was made with calibrate_images 16;' in complaint
     (tmp_path / 'valid.txt').write_text('\n'.join(map(str, reversed(range(NUM_CLASSES)))))
     kept = ['--valid-labels', tmp_path / 'valid.txt']
     assert 'it was made with valid_labels ;' in refusal('--checkpoint', checkpoint, *FEW, *file, *kept)
@@ -235,3 +240,18 @@ def test_table_takes_the_best_file_at_every_radius(tmp_path, capsys, monkeypatch
     (tmp_path / 'three').write_text(json.dumps({}))
     with pytest.raises(OptionError, match='three'):
         certificates.read_certificates(tmp_path / 'three')
+
+
+def test_a_class_is_certified_on_other_noise_than_chose_it():
+    seen = []
+
+    class Keeping(nn.Module):
+        def forward(self, input):
+            seen.append(input)
+            return torch.zeros(len(input), 2)
+
+    data = MemoryData(torch.full((1, 3, 4, 4), 0.5), torch.tensor([0]), batch_size=10)
+    list(Certification(0.25, n=10, n0=10, skip=1).run(Keeping(), data))
+    chose, certified = seen
+    assert len(chose) == len(certified) == 10
+    assert (chose[:, None] - certified).abs().flatten(2).amax(dim=2).min() > 0.01  # no copy comes twice

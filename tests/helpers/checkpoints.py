@@ -1,6 +1,5 @@
 """What the tests of checkpoints share: a saver in a folder, a full disk, a dangerous file."""
 
-import argparse
 import errno
 import hashlib
 import os
@@ -8,13 +7,14 @@ import os
 import torch
 
 from regaug.training.checkpoints import Saver
+from tests.helpers.training import train_args
 
 
 def create_saver(model, folder, max_history=2):
     """A `Saver` that keeps the files of a run of `model` in a folder."""
     os.makedirs(folder, exist_ok=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    args = argparse.Namespace(model='test_resnet', epochs=5)
+    args = train_args('--epochs', 5)
     folders = dict(checkpoint_dir=str(folder), recovery_dir=str(folder))
     return Saver(model, optimizer, args, **folders, max_history=max_history)
 

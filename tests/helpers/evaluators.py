@@ -50,6 +50,13 @@ class MemoryData:
     def batches(self, loader):
         return iter(loader)
 
+    def placed_batches(self, loader):
+        place = self.args.rank
+        for input, target in loader:
+            places = [place + self.args.world_size * number for number in range(len(target))]
+            yield input, target, places
+            place = places[-1] + self.args.world_size
+
     def logits(self, network, input):
         return network(input)
 

@@ -65,3 +65,11 @@ def validate_rank(argv, rank, world_size):
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'unclosed file', ResourceWarning)
         return validate.validate(args)
+
+
+def save_grey_model(folder):
+    """Weights of a network of one channel, as a file."""
+    torch.manual_seed(7)
+    path = folder / 'grey.pth'
+    torch.save(timm.create_model('test_resnet', num_classes=NUM_CLASSES, in_chans=1).state_dict(), path)
+    return path

@@ -6,9 +6,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from regaug.errors import OptionError
-from regaug.methods.depth import BatchDropPath
+from regaug.methods.depth import BatchDropPath, DepthTwin
 from regaug.training.model import build_model
 from tests.helpers.training import (
     CLASSES,
@@ -159,3 +160,22 @@ def test_the_rates_of_the_batch_mode_are_those_of_the_sample_mode():
         rates.append({name: rate for name, rate in parts.items() if rate})
     assert rates[0] == rates[1]
     assert list(rates[0].values()) == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+
+
+def test_buffers_that_a_module_updates_by_itself_are_private_to_the_depth_twin():
+    class Counter(nn.Module):
+        """Counts its calls in a buffer."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('calls', torch.zeros(()))
+
+        def forward(self, input):
+            self.calls += 1
+            return input
+
+    model = nn.Sequential(Counter(), nn.Linear(3, 2)).train()
+    twin = DepthTwin(model, {})
+    twin(torch.randn(4, 3))
+    assert model[0].calls == 0
+    assert twin.module[1].weight is model[1].weight

@@ -166,3 +166,22 @@ def test_transformers_drop_tokens_in_place_of_patches():
     task.train()(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     assert tokens == [17, 5]  # the class token and 16 patches; a quarter of them
     assert type(model.patch_drop) is nn.Identity
+
+
+def test_where_tokens_are_dropped_images_are_whole_and_all_prefix_tokens_stay():
+    args = train_args(
+        *('--model', 'vit_tiny_patch16_224', '--num-classes', CLASSES, '--gradaug', 1, '--gradaug-min-width', 1),
+        *('--gradaug-transforms', 'mask', '--gradaug-mask-ratio', 0.75, '--gradaug-mask-patch', 8),
+    )
+    kwargs = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=CLASSES, reg_tokens=4)
+    model = VisionTransformer(**kwargs)
+    gradaug = create(args, model, {'input_size': (3, 32, 32)})
+    task, images, tokens = make_task(model), [], []
+    task.use([gradaug])
+    subnet = gradaug.subnet.module
+    subnet.register_forward_pre_hook(lambda module, args: images.append(args[0]))
+    subnet.blocks[0].register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    input = torch.randn(2, 3, 32, 32)
+    task.train()(input, torch.tensor([0, 1]))
+    assert torch.equal(images[0], input)
+    assert tokens == [1 + 4 + 4]  # class token, registers and a quarter of 16 patches

@@ -298,3 +298,18 @@ def test_forward_returns_timms_dict_and_the_same_gradients():
     assert [result[f'sub{index}'].item() for index in (1, 2, 3)] == pytest.approx(parts[1:])
     assert torch.equal(result['output'], separate[0][0]['output'])
     assert_close(together, sum_of(*(gradient for _, gradient in separate)), tolerance=1e-6)
+
+
+def test_subnetworks_of_ranks_and_micro_batches_mask_different_patches():
+    zeros, batch = [], make_batches(1)[0]
+    for rank, earlier in ((0, 0), (0, 1), (1, 0)):
+        task = make_task(make_model(), gradaug=make_gradaug(transforms=('mask',), mask_patch=8), rank=rank)
+        for _ in range(earlier):
+            task.loss_terms(*batch)  # so that the next is its second micro-batch
+        seen = []
+        task.active[0].subnet.module.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        for _, term in task.loss_terms(*batch):
+            term()
+        zeros.append(torch.stack(seen) == 0)
+    assert not torch.equal(zeros[0], zeros[1])
+    assert not torch.equal(zeros[0], zeros[2])

@@ -1,6 +1,7 @@
 """The loss terms of GradAug-semi: what the sub-networks learn from unlabelled images, and what nothing else does."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -226,3 +227,57 @@ def test_mean_of_the_losses_is_the_loss_on_labelled_images(criterion):
 def test_losses_are_float32_under_autocast():
     output, taught = torch.randn(2, 5, CLASSES).bfloat16()
     assert soft_label_losses(output, taught, nn.CrossEntropyLoss()).dtype == torch.float32
+
+
+@pytest.mark.parametrize('teacher', ['full', 'ema'])
+def test_pseudo_labels_are_computed_under_the_autocast_of_training(teacher):
+    model = make_model(dtype=torch.float32)
+    task, _ = make_semi_task(model, teacher=teacher, stream=Stream(dtype=torch.float32))
+    task.setup_ema(decay=0.5)
+    task.autocast = partial(torch.autocast, 'cpu', dtype=torch.bfloat16)
+    given = []
+    network = task.get_eval_model(ema=True) if teacher == 'ema' else model
+    network.register_forward_hook(lambda module, args, output: given.append(output.dtype))
+    unlabelled_terms(task, make_batches(1, dtype=torch.float32)[0])['ulb1']()
+    assert given == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(('make', 'transforms'), [(make_droppy_model, ()), (make_model, ('mask',))])
+def test_both_kinds_of_images_have_dropout_and_masks_of_their_own(make, transforms):
+    model = make().float()
+    task, semi = make_semi_task(model, gradaug={'transforms': transforms, 'mask_patch': 8})
+    input, _ = make_batches(1, size=8, dtype=torch.float32)[0]
+    draw = semi.gradaug.draw(0, 32)[0]
+
+    def logits(*kind):
+        return semi.gradaug.run_subnet(draw, 1, input, task.context, *kind)[0]
+
+    assert torch.equal(logits(), logits())
+    assert (logits() - logits('unlabelled')).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('channels_last', [True, False])
+def test_unlabelled_images_have_the_memory_format_of_the_labelled_ones(channels_last):
+    task, semi = make_semi_task(make_model(), channels_last=channels_last)
+    formats = []
+    semi.gradaug.subnet.module.register_forward_pre_hook(
+        lambda module, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    for term in unlabelled_terms(task, make_batches(1)[0]).values():
+        term()
+    assert formats == [channels_last] * 3
+
+
+def test_a_share_of_the_unlabelled_images_has_its_own_pseudo_labels_and_cutoff():
+    model = make_model()
+    task, semi = make_semi_task(model, cutoff=0.5, gradaug={'batch_share': 1 / 3})
+    terms = unlabelled_terms(task, make_batches(1)[0], num_updates=5)
+    images, _ = Stream().next(5)
+    taught = train_mode_logits(model, images)
+    kept = (taught.softmax(dim=1).amax(dim=1) >= 0.5).double()[:, None]
+    shares, plan = (slice(0, 2), slice(2, 4), slice(4, 6)), semi.gradaug.subnet.plan
+    assert len({tuple(kept[rows].flatten().tolist()) for rows in shares}) > 1
+    for term, draw, rows in zip(terms.values(), semi.gradaug.draw(5, 32), shares, strict=True):
+        reference = copy.deepcopy(model)
+        loss, _ = reference_gradients(reference, plan, draw, images[rows], taught[rows], kept[rows])
+        assert term()['loss'].item() == pytest.approx(loss.item(), rel=1e-6)

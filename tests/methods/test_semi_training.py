@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from regaug.errors import OptionError
+from regaug.methods.semi import GradAugSemi
 from tests.helpers.training import (
     assert_same_training,
     read_summary,
@@ -75,3 +76,10 @@ def test_sub_networks_rest_in_plain_refinement_and_unlabelled_images_with_them(t
     table = read_summary(train(*SEMI, '--epochs', 1, '--refine-epochs', 1, '--refine-plain', '--mixup', 0.2))
     assert float(table[0]['train_ulb1_loss']) > 0
     assert table[1].get('train_ulb1_loss') in (None, '')
+
+
+def test_the_stream_ends_with_the_run(train, monkeypatch):
+    close, closed = GradAugSemi.close, []
+    monkeypatch.setattr(GradAugSemi, 'close', lambda semi: closed.append(semi.data) or close(semi))
+    train(*SEMI, '--epochs', 1)
+    assert len(closed) == 1

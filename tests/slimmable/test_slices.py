@@ -120,3 +120,17 @@ def test_what_a_slice_does_not_reach_keeps_its_gradient():
     twin(x).sum().backward()
     changed = (model[0].weight.grad != before).flatten(1).any(dim=1)
     assert changed[:4].all() and not changed[4:].any()
+
+
+@pytest.mark.filterwarnings('ignore:grad and param do not obey the gradient layout')
+def test_a_gradient_of_another_memory_format_gets_its_sums_all_the_same():
+    results = []
+    for in_place in (True, False):
+        model = build('test_resnet', torch.channels_last)
+        for parameter in model.parameters():  # whoever sets gradients by hand may lay them out otherwise
+            parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        weight = model.layer2[0].conv1.weight
+        assert weight.grad.stride() != weight.stride()
+        results.append(train_pass(model, in_place, first=False))
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], rtol=1e-6, atol=1e-6)

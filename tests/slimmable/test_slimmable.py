@@ -240,3 +240,35 @@ def test_a_plan_for_another_network_is_refused():
 def test_a_width_outside_its_range_is_refused(width):
     with pytest.raises(ValueError, match=str(width)):
         twin_of(build()).set(width)
+
+
+@pytest.mark.parametrize('kind', ['forward', 'forward_pre', 'full_backward', 'full_backward_pre'])
+def test_hooks_of_the_model_do_not_run_in_the_twin(kind):
+    model, calls = build(drop_rate=0.0), []
+    getattr(model.layer2, f'register_{kind}_hook')(lambda *args: calls.append(kind))
+    twin = twin_of(model)
+    twin.set(0.5)
+    twin(images()).sum().backward()
+    assert not calls
+    model(images()).sum().backward()
+    assert calls
+
+
+class Drawing(nn.Module):
+    """A network that draws from every generator of the CPU in its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x):
+        random.random(), np.random.rand(), torch.rand(1)
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+def test_planning_a_network_that_draws_moves_no_generator():
+    model = Drawing()
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    assert SlimmablePlan(model, (3, 8, 8)).layers == ['conv', 'head']
+    assert (random.getstate(), str(np.random.get_state())) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])

@@ -311,3 +311,37 @@ def test_a_checkpoint_of_timms_first_version_is_resumed_at_its_epoch(train, tmp_
     torch.save({**old, 'epoch': 2}, tmp_path / 'old.pth.tar')
     resumed = train('--epochs', 3, '--resume', tmp_path / 'old.pth.tar', experiment='resumed')
     assert [read_checkpoint(path)['epoch'] for path in resumed.glob('checkpoint-*.pth.tar')] == [2]
+
+
+def test_the_history_of_a_run_of_an_older_timm_is_read_from_its_files(tmp_path):
+    model = make_model(dtype=torch.float32)
+    old = create_saver(model, tmp_path)
+    for epoch, metric in enumerate((25.0, 50.0, 40.0)):
+        old.save_checkpoint(epoch, metric)
+    for path in tmp_path.glob('*.pth.tar'):
+        checkpoint = read_checkpoint(path)
+        del checkpoint['saver']
+        path.unlink()
+        torch.save(checkpoint, path)
+    saver = create_saver(model, tmp_path)
+    saver.restore(tmp_path / 'last.pth.tar')
+    assert (saver.best_metric, saver.best_epoch) == (50.0, 1)
+    saver.save_checkpoint(3, 45.0)
+    assert read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == 1
+    assert sorted(path.name for path in tmp_path.glob('checkpoint-*')) == [
+        'checkpoint-1.pth.tar',
+        'checkpoint-3.pth.tar',
+    ]
+
+
+@pytest.mark.parametrize(('name', 'value'), [('eval_metric', 'loss'), ('model_ema', True)])
+def test_epochs_that_are_measured_otherwise_are_ranked_anew(tmp_path, caplog, name, value):
+    model = make_model(dtype=torch.float32)
+    create_saver(model, tmp_path).save_checkpoint(0, 90.0)
+    saver = create_saver(model, tmp_path)
+    setattr(saver.args, name, value)
+    saver.restore(tmp_path / 'last.pth.tar')
+    assert saver.best_metric is None
+    assert any(name in record.message and 'ranked anew' in record.message for record in caplog.records)
+    saver.save_checkpoint(1, 2.0)
+    assert read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == 1

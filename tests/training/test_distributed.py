@@ -18,6 +18,7 @@ from torch import nn
 import train as train_script
 from regaug.errors import OptionError
 from regaug.training import loop
+from regaug.training.engine import Engine
 from regaug.training.resume import newest_for_all
 from regaug.training.run import Run
 from tests.helpers.checkpoints import create_saver
@@ -255,3 +256,16 @@ def test_the_moving_average_of_two_ranks_resumes_exactly_between_evaluations(ima
         argv = train_argv(image_folder, tmp_path, '--experiment', name, *options, '--batch-size', 4, *resume)
         run_processes(train_as_rank, (argv, free_port()))
     assert_same_training(tmp_path / 'resumed', tmp_path / 'whole', from_epoch=1)
+
+
+def test_statistics_are_shared_after_an_epoch_and_before_the_average_is_evaluated(train, monkeypatch):
+    events, evaluate = [], Engine.evaluate
+
+    def noted(engine, loader, model, *, ema=False):
+        events.append('average' if ema else 'model')
+        return evaluate(engine, loader, model, ema=ema)
+
+    monkeypatch.setattr(Engine, 'evaluate', noted)
+    monkeypatch.setattr(loop, 'share_batch_norm', lambda args, model: events.append('shared'))
+    train('--epochs', 1, '--model-ema')
+    assert events == ['shared', 'model', 'shared', 'average']

@@ -202,3 +202,9 @@ def test_of_sub_networks_in_every_third_update_a_whole_turn_is_timed(dry_run, mo
     monkeypatch.setattr(TimedUpdates, 'on_update', timed)
     lines = dry_run('--gradaug', 1, '--gradaug-every', 3)
     assert told(lines, r'(\S+) s per update')[1] == '2.000'
+
+
+def test_of_a_finished_run_nothing_is_tried(dry_run):
+    lines = dry_run('--epochs', 2, '--start-epoch', 5)
+    assert any('Nothing is left to train' in line for line in lines)
+    assert not any('estimated' in line for line in lines)

@@ -1,6 +1,7 @@
 """The training loop: what shares an update, what an update is made of, and when it stops."""
 
 import copy
+import math
 import weakref
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from regaug.device import LossScaler
 from regaug.training import averages
-from regaug.training.averages import FULL
+from regaug.training.averages import FULL, TermAverages
 from regaug.training.engine import accumulation
 from regaug.training.interrupt import Interrupted, StopRequest
 from regaug.training.task import RegAugTask
@@ -308,3 +309,13 @@ def test_ranks_average_plain_numbers_on_the_device_where_they_meet(monkeypatch):
     terms.update('full', {'uada_passes': 0.0}, 4)
     assert terms.compute(world_size=2, device=torch.device('meta')) == {'uada_passes': 0.0}
     assert devices == ['meta']
+
+
+def test_averages_keep_no_graph_of_what_they_average():
+    weight, averages = torch.ones(3, requires_grad=True), TermAverages()
+    for _ in range(2):
+        loss = weight.exp().sum()
+        averages.update('sub1', {'loss': loss, 'output': weight}, 4)
+        loss.backward()
+    assert not any(value.requires_grad for value in (*averages.sums.values(), *averages.last.values()))
+    assert averages.compute()['sub1_loss'] == pytest.approx(3 * math.e)

@@ -4,11 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.utils import AverageMeter
 from torch import nn
 
 from regaug.device import LossScaler
+from regaug.training import averages, engine
+from regaug.training.averages import note_losses
+from regaug.training.interrupt import StopRequest
 from tests.helpers.training import (
     CLASSES,
+    CPU,
     gradients_at_updates,
     make_batches,
     make_engine,
@@ -121,3 +126,21 @@ def test_the_device_is_waited_for_after_each_update_on_demand(options, waits, mo
     engine.device = SimpleNamespace(type='cuda')
     engine.train_one_epoch(0, batches_of([4] * 5))
     assert len(waited) == waits
+
+
+def test_images_are_counted_over_all_ranks(monkeypatch):
+    for module in (averages, engine):
+        monkeypatch.setattr(module, 'reduce_tensor', lambda tensor, world_size: tensor)
+    model = linear_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    options = ('--log-interval', 1, '--grad-accum-steps', 2)
+    trained = make_engine(make_task(model), optimizer, *options, world_size=3, stop=StopRequest(device=CPU))
+    trained.train_one_epoch(0, batches_of([4, 4, 4, 2]))
+    counts = [(record.samples, record.epoch_samples) for record in trained.report.records]
+    assert counts == [(3 * 8, 3 * 8), (3 * 6, 3 * 14)]
+
+
+def test_losses_are_not_rounded_to_the_number_format_of_the_norm():
+    losses, loss = AverageMeter(), torch.tensor(1.2345678)
+    norm, finite = note_losses(losses, [(loss, 2, 4)], torch.tensor(3.0, dtype=torch.bfloat16))
+    assert (losses.val, norm, finite) == (2 * loss.item(), 3.0, True)

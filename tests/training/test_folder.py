@@ -213,3 +213,12 @@ def test_what_cannot_be_written_is_known_before_anything_is_built(kind, train, t
         (folder / 'summary.csv').write_bytes(bytes(range(256)))
     with pytest.raises(OptionError, match=r'^--(output|experiment) .*(is a file, not a folder|no readable summary)'):
         train(*options, '--epochs', 2)
+
+
+def test_the_recovery_checkpoint_that_a_run_goes_on_from_is_not_discarded_with_its_epoch(train):
+    folder = train('--epochs', 2, '--recovery-interval', 1, stop_after=1)
+    recovery = max(folder.glob('recovery-0-*.pth.tar'), key=lambda path: path.stat().st_mtime)
+    (folder / 'checkpoint-0.pth.tar').unlink()
+    train('--epochs', 2, '--resume', recovery, '--overwrite')
+    assert recovery.exists()
+    assert (folder / 'checkpoint-1.pth.tar').exists()

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from regaug.data.workers import start_worker
+from regaug.errors import OptionError
+from regaug.training.checkpoints import Saver
 from regaug.training.interrupt import StopRequest, command_to_go_on, without_start
 from regaug.training.report import Report
 from tests.helpers.training import (
@@ -305,3 +308,27 @@ def test_sigterm_ends_a_real_run_with_a_command_that_goes_on(start_train, tmp_pa
     epochs = [row['epoch'] for row in read_summary(tmp_path / 'run')]
     assert epochs == [str(epoch) for epoch in range(stopped_in + 1)]
     assert recovery.exists()
+
+
+def test_a_worker_ends_some_time_after_the_signal_if_nobody_ends_it(monkeypatch):
+    monkeypatch.setattr('regaug.data.workers._GRACE', 1)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not pytest's own
+        start_worker(None, 0)
+        os.kill(os.getpid(), signal.SIGTERM)  # which is for the main process; it is gone, say
+        while True:
+            time.sleep(0.1)
+    assert os.WTERMSIG(ended(child)) == signal.SIGALRM
+
+
+def test_a_stop_on_a_full_disk_says_how_to_go_on_from_what_there_is(train, stop_at, caplog, monkeypatch):
+    def full(*args):
+        raise OptionError('the disk is full')
+
+    monkeypatch.setattr(Saver, 'save_recovery', full)
+    stop_at(1, 1)
+    log = follow_log(caplog)
+    folder = train('--epochs', 3, '--log-interval', 1, status=143)
+    assert 'the disk is full' in log.text
+    assert resume_option(log.text) == ['--resume', str(folder / 'last.pth.tar')]

@@ -7,8 +7,9 @@ from torch import nn
 import validate
 from regaug.errors import OptionError
 from regaug.training.interrupt import Diverged
+from regaug.training.resume import find_newest
 from tests.helpers.checkpoints import create_saver
-from tests.helpers.training import make_batches, make_engine, make_task, read_checkpoint
+from tests.helpers.training import make_batches, make_engine, make_model, make_task, read_checkpoint
 
 
 class Poison(torch.autograd.Function):
@@ -98,3 +99,44 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_are_read(train, t
     )
     with pytest.raises(OptionError, match=rf'^--checkpoint {bad}: fc.weight holds numbers that are not finite'):
         validate.main(command.split())
+
+
+def test_no_checkpoint_is_written_of_a_moving_average_that_is_not_finite(tmp_path, caplog):
+    task = make_task(make_model(dtype=torch.float32))
+    task.setup_ema(decay=0.9)
+    saver = create_saver(task.full_network, tmp_path)
+    saver.task = task
+    weight = next(task.get_eval_model(ema=True).parameters()).data.view(-1)
+    kept, weight[0] = weight[0].clone(), torch.nan
+    assert saver.save_checkpoint(0, 1.0) is None
+    assert saver.save_recovery(0, 3) is None
+    assert 'is not finite' in caplog.text and not list(tmp_path.iterdir())
+    weight[0] = kept
+    assert saver.save_checkpoint(0, 1.0) == (1.0, 0)
+
+
+def test_a_checkpoint_whose_moving_average_is_not_finite_is_passed_over(tmp_path, caplog):
+    for epoch, value in enumerate((0.0, torch.nan)):
+        state = {'epoch': epoch, 'version': 2, 'state_dict': {'weight': torch.zeros(2)}}
+        state['state_dict_ema'] = {'weight': torch.full((2,), value)}
+        torch.save(state, tmp_path / f'checkpoint-{epoch}.pth.tar')
+    assert find_newest(tmp_path, finished_only=False) == str(tmp_path / 'checkpoint-0.pth.tar')
+    assert 'weight holds numbers that are not finite' in caplog.text
+
+
+def test_the_log_of_a_run_that_diverges_is_finished(train, monkeypatch):
+    finished = []
+
+    class Log:
+        """Stands where `wandb_log.WandbLog` stands."""
+
+        def __init__(self, *args, **kwargs):
+            self.on_update = self.on_picture = self.on_epoch = lambda *args: None
+
+        def finish(self):
+            finished.append(True)
+
+    monkeypatch.setattr('regaug.training.run.WandbLog', Log)
+    with pytest.raises(OptionError, match='gradient was not finite'):
+        train('--lr', 1e30, '--max-bad-updates', 2, '--log-wandb')
+    assert finished == [True]

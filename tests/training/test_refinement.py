@@ -8,6 +8,7 @@ from PIL import Image
 from timm.data import IterableImageDataset
 
 from regaug.training import run as run_module
+from regaug.training.checkpoints import Saver
 from regaug.training.phases import phase_at
 from tests.helpers.data import as_bytes, deliver, make_train_data, noise_images, noise_set
 from tests.helpers.training import CLASSES, assert_same_training, read_checkpoint, read_summary
@@ -198,3 +199,17 @@ def test_streams_survive_the_change(workers):
     assert stream.reader.epoch == 1
     assert len(targets) == 16
     assert all(is_whole(as_bytes(images), noise_images(16)))
+
+
+def test_the_ranking_restarts_once_however_long_refinement_is(train, monkeypatch):
+    restart, restarted = Saver.restart_ranking, []
+    monkeypatch.setattr(Saver, 'restart_ranking', lambda saver: restarted.append(saver.best_epoch) or restart(saver))
+    train('--val-split', '', '--epochs', 1, '--refine-epochs', 2)
+    assert restarted == [0]
+
+
+def test_a_schedule_on_updates_leaves_the_learning_rate_of_refinement_alone(train):
+    folder = train('--sched-on-updates', '--refine-epochs', 2, '--refine-lr', 0.002)
+    table = read_summary(folder)
+    assert [float(row['lr']) for row in table[-2:]] == [0.002, 0.002]
+    assert read_checkpoint(folder / 'last.pth.tar')['optimizer']['param_groups'][0]['lr'] == 0.002

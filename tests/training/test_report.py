@@ -11,7 +11,7 @@ from timm.utils import AverageMeter
 
 from regaug.data.samples import Samples
 from regaug.training.averages import UpdateRecord
-from regaug.training.phases import phase_at
+from regaug.training.phases import Phase, phase_at
 from regaug.training.report import Report
 from tests.helpers.training import train_args
 
@@ -307,3 +307,26 @@ def test_pictures_of_training_batches_are_saved_on_demand(tmp_path):
     make_report('--save-images', output_dir=str(tmp_path)).on_batch(*batch, 5)
     with Image.open(tmp_path / 'train-batch-5.jpg') as image:
         assert image.size == (64, 16)
+
+
+def test_waiting_is_warned_of_again_where_each_image_is_transformed_more_often(lines):
+    report = make_report()
+    [first] = warnings_in(lines(report, waiting(0.5, epoch=0, update_idx=20)))
+    assert 'transformed' not in first
+    report.start_phase(Phase('main', report.args, num_views=4))
+    [second] = warnings_in(lines(report, *(waiting(0.5, epoch=1, update_idx=update) for update in (20, 40))))
+    assert second.endswith('Each image is transformed 4 times.')
+
+
+def test_a_run_outlives_pictures_that_cannot_be_written(tmp_path, caplog):
+    class Full:
+        def save(self, *args):
+            raise OSError('No space left on device')
+
+    report = Report(train_args('--save-images'), num_epochs=1, primary=True, output_dir=None, pictures=Full())
+    report.phase = 'main'
+    input, target = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    for _ in range(2):
+        report._picture_due = True
+        report.on_batch(input, target, 0)
+    assert [record.message for record in caplog.records] == ['No pictures any more: No space left on device.']

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from timm import create_model
@@ -15,6 +17,7 @@ from torch import nn
 
 from regaug.device import LossScaler, Precision
 from regaug.errors import OptionError
+from regaug.seeds import reseed_epoch
 from regaug.training.resume import find_newest
 from tests.helpers.training import (
     CLASSES,
@@ -194,3 +197,33 @@ def test_a_run_killed_while_it_writes_leaves_complete_files(train, monkeypatch, 
     train('--resume', 'auto')
     assert [row['epoch'] for row in read_summary(folder)] == ['0', '1']
     assert not list(folder.glob('*tmp*'))
+
+
+def test_each_epoch_and_rank_has_a_random_state_of_its_own_in_every_generator():
+    def draws(seed, epoch, rank):
+        reseed_epoch(seed, epoch, rank)
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    first = draws(7, 3, 0)
+    assert draws(7, 3, 0) == first
+    for other in (draws(8, 3, 0), draws(7, 4, 0), draws(7, 3, 1)):
+        assert all(one != another for one, another in zip(first, other, strict=True))
+
+
+# Another optimiser, or other settings of it
+
+
+def test_another_optimiser_than_the_checkpoints_is_refused(train):
+    start = train('--epochs', 1, experiment='start') / 'last.pth.tar'
+    with pytest.raises(OptionError, match='its optimiser is sgd, not lion; --no-resume-opt'):
+        train('--resume', start, '--opt', 'lion', experiment='other')
+    train('--resume', start, '--opt', 'lion', '--no-resume-opt', '--epochs', 2, experiment='other')
+
+
+def test_settings_that_the_checkpoints_optimiser_keeps_are_told(train, caplog):
+    start = train('--epochs', 1, experiment='start') / 'last.pth.tar'
+    log = follow_log(caplog)
+    train('--resume', start, '--epochs', 2, experiment='same')
+    assert 'goes on as it was saved' not in log.text
+    train('--resume', start, '--epochs', 2, '--lr', 0.001, '--weight-decay', 0.125, experiment='other')
+    assert 'goes on as it was saved: lr 0.05, weight_decay 2e-05; what is given (0.001, 0.125)' in log.text

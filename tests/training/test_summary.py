@@ -1,6 +1,7 @@
 """summary.csv: timm's columns first, the same columns in every row, whole at any moment."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from timm.utils.summary import update_summary
 
 from regaug.errors import OptionError
-from regaug.training.summary import Summary, epoch_row
+from regaug.training.engine import Engine
+from regaug.training.summary import Summary, epoch_row, read_rows
 from tests.helpers.checkpoints import no_space
 from tests.helpers.training import read_summary
 
@@ -158,3 +160,23 @@ def test_a_run_writes_one_row_for_each_evaluated_epoch(train):
     rows = read_summary(folder)
     assert [int(row['epoch']) for row in rows] == [1, 3, 4]
     assert list(rows[0]) == [*TIMM_COLUMNS, 'phase']
+
+
+@pytest.mark.parametrize('metric', ['top1', 'loss'])
+def test_the_ten_best_epochs_are_printed_for_other_programs_the_best_one_last(train, capsys, monkeypatch, metric):
+    values = [7.0, 3.0, 9.0, 1.0, 12.0, 5.0, 2.0, 11.0, 4.0, 8.0, 6.0, 10.0]
+    given = iter(values)
+    monkeypatch.setattr(Engine, 'evaluate', lambda *args, **kwargs: dict.fromkeys(('loss', 'top1'), next(given)))
+    train('--epochs', len(values), '--labels-per-class', 4, '--eval-metric', metric)
+    found = json.loads(capsys.readouterr().out.partition('--result\n')[2])
+    best_last = sorted(values, reverse=metric == 'loss')[-10:]
+    assert [result['validation'][metric] for result in found] == best_last
+
+
+def test_a_table_that_a_spreadsheet_saved_is_read_or_refused_but_never_emptied(tmp_path):
+    path = tmp_path / 'summary.csv'
+    path.write_text('\ufeffepoch,train_loss\n0,1.5\n1,1.25\n', encoding='utf-8')
+    assert read_rows(path, 1) == [{'epoch': '0', 'train_loss': '1.5'}]
+    path.write_text('epoch;train_loss\n0;1.5\n')
+    with pytest.raises(OptionError, match='no column epoch, but epoch;train_loss'):
+        read_rows(path, 1)

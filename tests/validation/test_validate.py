@@ -203,6 +203,19 @@ def test_valid_labels_choose_the_outputs(run, images, tmp_path):
     assert (row['top1'], row['top5']) == (top_k(output, images[1], 1), top_k(output, images[1], 5))
 
 
+def test_real_labels_are_classes_where_valid_labels_choose_the_outputs(run, images, tmp_path):
+    wide = make_model(images, seed=5, num_classes=25)
+    torch.save(wide.state_dict(), tmp_path / 'wide.pth')
+    chosen = [20, 3, 4, 7, 24, 9, 11, 0, 16, 2]
+    (tmp_path / 'valid.txt').write_text('\n'.join(map(str, chosen)) + '\n')
+    real = [[chosen[label]] for label in images[1].tolist()]
+    (tmp_path / 'real.json').write_text(json.dumps(real))
+    options = ('--checkpoint', tmp_path / 'wide.pth', '--num-classes', 25, '--valid-labels', tmp_path / 'valid.txt')
+    plain, row = run(*options), run(*options, '--real-labels', tmp_path / 'real.json')
+    assert (row['top1'], row['top5']) == (plain['top1'], plain['top5'])
+    assert 0 < row['top5'] < 100
+
+
 @pytest.mark.parametrize('average', ['micro', 'macro', 'weighted'])
 def test_metrics_average_equals_counting(run, model, images, checkpoint, average):
     pytest.importorskip('sklearn')

@@ -60,6 +60,10 @@ def test_labels_that_do_not_fit_are_refused_in_one_line(refusal, images, checkpo
 
     (tmp_path / 'valid.txt').write_text('0\n10\n')
     assert 'class index 10' in refusal('--checkpoint', checkpoint, '--valid-labels', tmp_path / 'valid.txt')
+    (tmp_path / 'valid.txt').write_text('0\n3\n0\n')
+    assert 'class index 0 is there more' in refusal(
+        '--checkpoint', checkpoint, '--valid-labels', tmp_path / 'valid.txt'
+    )
     (tmp_path / 'valid.txt').write_text('zero\n')
     assert '--valid-labels' in refusal('--checkpoint', checkpoint, '--valid-labels', tmp_path / 'valid.txt')
 

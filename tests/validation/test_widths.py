@@ -1,6 +1,7 @@
 """validate.py --width: sub-networks with batch-norm statistics of their own."""
 
 import argparse
+import tarfile
 
 import numpy as np
 import pytest
@@ -99,6 +100,13 @@ def test_training_images_missing_for_the_calibration_are_named(refusal, folder, 
     complaint = refusal('--checkpoint', checkpoint, '--width', 1.0, 0.5, data=['--data-dir', folder / 'val'])
     assert '--calibrate-split train' in complaint
     assert '--width' in complaint
+
+
+def test_an_archive_of_evaluation_images_calibrates_nothing(refusal, folder, checkpoint, tmp_path):
+    with tarfile.open(tmp_path / 'val.tar', 'w') as archive:
+        archive.add(folder / 'val', '.')
+    data = ['--data-dir', tmp_path / 'val.tar']
+    assert '--calibrate-split train' in refusal('--checkpoint', checkpoint, '--width', 0.5, data=data)
 
 
 def test_merged_branches_have_no_widths(refusal, checkpoint):
