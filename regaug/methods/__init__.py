@@ -67,10 +67,12 @@ class Method:
     Attributes:
         name: its name in a phase's `methods`.
         keep_pictures: keep what is done to the next micro-batch, for `pictures`.
+        every: it costs time in every so many updates.
         order: among the methods of a run, the smaller first; of equal ones in the order of their names.
     """
 
     name = ''
+    every = 1
     order = 0
     keep_pictures = False
 

@@ -54,7 +54,7 @@ class TimedUpdates:
 def dry_run(run: Any):
     """Try a built `run.Run` and print model, data, schedule, phases, memory, time per update and the estimated time.
 
-    Two updates run, of which the second one counts; with `--gradaug-every` a whole turn after the first one.
+    Two updates run, of which the second one counts; where a method rests in some updates, a whole turn after the first one.
 
     Returns:
         Exit status 0.
@@ -68,7 +68,7 @@ def dry_run(run: Any):
     run.start_phase(phase_at(epoch, args))
     loader = run.train_data.loader
     args.log_interval = 1  # each update tells its time
-    turn = args.gradaug_every if args.gradaug else 1
+    turn = max((method.every for method in run.task.active), default=1)
     batches = FirstBatches(loader, (1 + turn) * args.grad_accum_steps)
     timed = TimedUpdates(run.report)
     try:
