@@ -54,7 +54,8 @@ class TimedUpdates:
 def dry_run(run: Any):
     """Try a built `run.Run` and print model, data, schedule, phases, memory, time per update and the estimated time.
 
-    Two updates run, of which the second one counts; where a method rests in some updates, a whole turn after the first one.
+    Two updates run, of which the second one counts; where a method rests in some updates, a whole turn after the
+    first one.
 
     Returns:
         Exit status 0.
