@@ -54,6 +54,9 @@ class Batches:
     def batches(self, loader):
         return iter(loader)
 
+    def placed_batches(self, loader):
+        return ((input, target, list(range(len(target)))) for input, target in loader)
+
     def part(self, indices, leave_out=False):
         return list(itertools.islice(self.dataset, 1))
 

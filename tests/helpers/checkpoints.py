@@ -14,7 +14,7 @@ def create_saver(model, folder, max_history=2):
     """A `Saver` that keeps the files of a run of `model` in a folder."""
     os.makedirs(folder, exist_ok=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    args = train_args('--epochs', 5)
+    args = train_args('--model', 'test_resnet', '--epochs', 5)
     folders = dict(checkpoint_dir=str(folder), recovery_dir=str(folder))
     return Saver(model, optimizer, args, **folders, max_history=max_history)
 
