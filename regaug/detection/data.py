@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import random
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -156,13 +155,13 @@ def mask_of(polygons: Sequence[Sequence[float]], width: int, height: int) -> np.
     """
     mask = np.zeros((height, width), dtype=np.uint8)
     for points in polygons:
-        left, top = (max(math.floor(min(values)), 0) for values in (points[0::2], points[1::2]))
-        right, bottom = (min(math.ceil(max(points[i::2])), end) for i, end in enumerate((width, height)))
-        if left >= right or top >= bottom:
+        corners = np.reshape(points, (-1, 2))
+        left, top = start = np.floor(corners.min(axis=0)).astype(int).clip(0)
+        right, bottom = end = np.ceil(corners.max(axis=0)).astype(int).clip(max=(width, height))
+        if (start >= end).any():  # outside of the image
             continue
-        drawing = Image.new('L', (_FINER * (right - left), _FINER * (bottom - top)))
-        moved = [_FINER * (value - (left, top)[i % 2]) for i, value in enumerate(points)]
-        ImageDraw.Draw(drawing).polygon(moved, fill=1)
+        drawing = Image.new('L', tuple(_FINER * (end - start)))
+        ImageDraw.Draw(drawing).polygon((_FINER * (corners - start)).ravel().tolist(), fill=1)
         mask[top:bottom, left:right] |= np.asarray(drawing)[_FINER // 2 :: _FINER, _FINER // 2 :: _FINER]
     return mask
 

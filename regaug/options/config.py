@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 from regaug.options.parser import Group, Option, Parser, nearest
 
 # Without a default it leaves no trace in the namespace, and so none in args.yaml.
@@ -83,7 +83,7 @@ def _load(path: str) -> dict[str, Any]:
     except OSError as error:
         raise OptionError(f'--config {path}: cannot be read ({error.strerror})') from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f'--config {path}: no valid YAML ({" ".join(str(error).split())})') from None
+        raise OptionError(f'--config {path}: no valid YAML ({one_line(error)})') from None
     if not isinstance(content, dict):
         raise OptionError(f'--config {path}: expected "option: value" lines, got {content!r}')
     return content

@@ -16,7 +16,7 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -229,8 +229,7 @@ def naming(args: Namespace, *flags: str, hint: str = ''):
         yield
     except Exception as error:  # whatever a library makes of values that it does not like
         given = ' '.join(shown(args, flag) for flag in flags if flag == flags[0] or is_set(value_of(args, flag)))
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise OptionError(f'{given}: cannot be used ({reason}){hint and "; "}{hint}') from error
+        raise OptionError(f'{given}: cannot be used ({one_line(error)}){hint and "; "}{hint}') from error
 
 
 def check_values(args: Namespace, groups: Iterable[Group]):

@@ -13,7 +13,7 @@ from torch import nn
 
 from regaug import methods
 from regaug.data.channels import input_channels
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 from regaug.slimmable.shapes import shape_error, single_values
 from regaug.slimmable.structure import batch_norms
 from regaug.training.weights import forget_weights, load_initial, pretrained_overlay
@@ -58,11 +58,11 @@ def build_model(args: Namespace):
         model = create_model(args.model, **weights, **factory_kwargs)
     except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
         if isinstance(error, OSError) and args.pretrained and not args.pretrained_path:
-            reason = f'the published weights cannot be had ({" ".join(str(error).split())})'
+            reason = f'the published weights cannot be had ({one_line(error)})'
             raise OptionError(f'--pretrained: {reason}; --pretrained-path takes them from a file.') from error
         if not args.pretrained_path or isinstance(error, OptionError):
             raise
-        raise OptionError(f'--pretrained-path {args.pretrained_path}: {" ".join(str(error).split())}') from error
+        raise OptionError(f'--pretrained-path {args.pretrained_path}: {one_line(error)}') from error
     except TypeError as error:
         by_methods = [option for option, kwargs in wanted.items() if any(name in str(error) for name in kwargs)]
         options = ', '.join(by_methods) or '--drop-path, --model-kwargs, ...'

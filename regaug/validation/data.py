@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import RealLabelsImagenet, create_loader, create_naflex_loader
+from timm.data import create_loader, create_naflex_loader
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -22,6 +22,7 @@ from regaug.device import Precision
 from regaug.errors import OptionError
 from regaug.evaluators import Needs
 from regaug.evaluators.ranks import sum_over_ranks
+from regaug.validation.labels import read_real_labels, read_valid_labels
 from regaug.validation.model import job_name
 from regaug.validation.training_images import TrainingImages
 
@@ -249,25 +250,8 @@ class EvaluationData:
         return output if self.valid_labels is None else output[:, self.valid_labels]
 
     def real_labels(self) -> list[set[int]]:
-        """The re-assessed labels of `--real-labels`, a set of class indices for each image of the data set.
-
-        Raises:
-            OptionError: The file cannot be read, or does not belong to these images.
-        """
-        path = self.args.real_labels
-        try:
-            real = RealLabelsImagenet(self.dataset.filenames(basename=True), real_json=path)
-        except (OSError, ValueError) as error:
-            raise OptionError(f'--real-labels {path}: {error}') from error
-        except AssertionError:
-            raise OptionError(
-                f'--real-labels {path}: the file and --split {self.args.split} have different numbers of images '
-                f'({len(self.dataset)} in the split).'
-            ) from None
-        foreign = next((name for name in real.filenames if name not in real.real_labels), None)
-        if foreign:
-            raise OptionError(f'--real-labels {path}: {foreign} is not named as the validation images of ImageNet are.')
-        return [set(real.real_labels[name]) for name in real.filenames]
+        """The re-assessed labels of `--real-labels`, a set of class indices for each image of the data set."""
+        return read_real_labels(self.args.real_labels, self.dataset, self.args.split)
 
     def _check_classes(self, dataset: Dataset):
         classes = class_index(dataset)
@@ -290,31 +274,3 @@ def samples_of(input: Any, index: slice | torch.Tensor) -> Any:
     if isinstance(input, dict):
         return {key: value[index] if torch.is_tensor(value) else value for key, value in input.items()}
     return input[index]
-
-
-def read_valid_labels(path: str, num_classes: int) -> list[int]:
-    """Read the class indices of `--valid-labels`, one a line.
-
-    Args:
-        path: Text file.
-        num_classes: Outputs of the model.
-
-    Returns:
-        Indices in [0, num_classes).
-
-    Raises:
-        OptionError: The file cannot be read, or a line is no index of an output, or one of an earlier line.
-    """
-    try:
-        with open(path) as file:
-            labels = [int(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise OptionError(f'--valid-labels {path}: {error}') from error
-    wrong = [label for label in labels if not 0 <= label < num_classes]
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise OptionError(f'--valid-labels {path}: class index {twice[0]} is there more than once.')
-    if wrong or not labels:
-        what = f'class index {wrong[0]} is not one of the {num_classes} outputs' if wrong else 'the file is empty'
-        raise OptionError(f'--valid-labels {path}: {what}.')
-    return labels

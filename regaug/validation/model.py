@@ -13,7 +13,7 @@ from timm.models import resolve_model_input_args, safe_model_name
 from timm.utils import reparameterize_model, set_jit_fuser
 from torch import nn
 
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 from regaug.files import load_weights
 
 _logger = logging.getLogger('validate')
@@ -51,13 +51,13 @@ def build_model(args: Namespace) -> nn.Module:
         model = create_model(**arguments)
     except OSError as error:
         raise OptionError(
-            f'--model {args.model}: the published weights cannot be had ({_one_line(error)}); '
+            f'--model {args.model}: the published weights cannot be had ({one_line(error)}); '
             f'--checkpoint takes weights from a file.'
         ) from error
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         kwargs = ' '.join(f'{key}={value}' for key, value in args.model_kwargs.items())
         given = f'--model {args.model}' + (f' --model-kwargs {kwargs}' if kwargs else '')
-        raise OptionError(f'{given}: the model cannot be built ({_one_line(error)}).') from error
+        raise OptionError(f'{given}: the model cannot be built ({one_line(error)}).') from error
     if args.checkpoint:
         load_weights(model, args.checkpoint, use_ema=args.use_ema, option='--checkpoint')
     if args.reparam:
@@ -80,7 +80,7 @@ def fit_to_input(args: Namespace, model: nn.Module) -> tuple[nn.Module, dict[str
     except (AssertionError, ValueError) as error:
         raise OptionError(
             f'--model {args.model} with the given --input-size, --img-size, --in-chans, --mean or --std: '
-            f'{_one_line(error)}'
+            f'{one_line(error)}'
         ) from error
     if args.naflex_loader:
         data_config['patch_size'] = getattr(getattr(model, 'embeds', None), 'patch_size', None) or (16, 16)
@@ -130,7 +130,3 @@ def job_name(args: Namespace) -> str:
 def num_parameters(model: nn.Module) -> int:
     """Number of weights of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__
