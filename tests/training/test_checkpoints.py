@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import math
 import os
 import shutil
 
@@ -169,15 +168,6 @@ def test_epoch_saved_between_evaluations_is_finished_and_joins_no_ranking(saver,
     assert next_epoch(read_checkpoint(path)) == (2, True, 0)  # the mark of one does not stay for the other
 
 
-@pytest.mark.parametrize('first', [[], [1.0]])
-def test_a_metric_that_is_no_number_is_never_the_best(saver, tmp_path, first):
-    for epoch, metric in enumerate([*first, math.nan, 2.0, math.nan, 3.0]):
-        saver.save_checkpoint(epoch, metric)
-    assert (saver.best_metric, saver.best_epoch) == (3.0, 3 + len(first))
-    best = read_checkpoint(tmp_path / 'run' / 'model_best.pth.tar')
-    assert best['epoch'] == 3 + len(first)
-
-
 def test_only_what_a_killed_process_leaves_is_removed_when_a_run_goes_on(saver, saved, tmp_path):
     folder = tmp_path / 'run'
     (folder / 'tmp_plots').mkdir()
@@ -311,37 +301,3 @@ def test_a_checkpoint_of_timms_first_version_is_resumed_at_its_epoch(train, tmp_
     torch.save({**old, 'epoch': 2}, tmp_path / 'old.pth.tar')
     resumed = train('--epochs', 3, '--resume', tmp_path / 'old.pth.tar', experiment='resumed')
     assert [read_checkpoint(path)['epoch'] for path in resumed.glob('checkpoint-*.pth.tar')] == [2]
-
-
-def test_the_history_of_a_run_of_an_older_timm_is_read_from_its_files(tmp_path):
-    model = make_model(dtype=torch.float32)
-    old = create_saver(model, tmp_path)
-    for epoch, metric in enumerate((25.0, 50.0, 40.0)):
-        old.save_checkpoint(epoch, metric)
-    for path in tmp_path.glob('*.pth.tar'):
-        checkpoint = read_checkpoint(path)
-        del checkpoint['saver']
-        path.unlink()
-        torch.save(checkpoint, path)
-    saver = create_saver(model, tmp_path)
-    saver.restore(tmp_path / 'last.pth.tar')
-    assert (saver.best_metric, saver.best_epoch) == (50.0, 1)
-    saver.save_checkpoint(3, 45.0)
-    assert read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == 1
-    assert sorted(path.name for path in tmp_path.glob('checkpoint-*')) == [
-        'checkpoint-1.pth.tar',
-        'checkpoint-3.pth.tar',
-    ]
-
-
-@pytest.mark.parametrize(('name', 'value'), [('eval_metric', 'loss'), ('model_ema', True)])
-def test_epochs_that_are_measured_otherwise_are_ranked_anew(tmp_path, caplog, name, value):
-    model = make_model(dtype=torch.float32)
-    create_saver(model, tmp_path).save_checkpoint(0, 90.0)
-    saver = create_saver(model, tmp_path)
-    setattr(saver.args, name, value)
-    saver.restore(tmp_path / 'last.pth.tar')
-    assert saver.best_metric is None
-    assert any(name in record.message and 'ranked anew' in record.message for record in caplog.records)
-    saver.save_checkpoint(1, 2.0)
-    assert read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == 1

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from regaug.training.pictures import captions_of, draw
-from tests.helpers.training import CLASSES
+from regaug.training.report import Report
+from tests.helpers.training import CLASSES, train_args
 
 
 def test_images_are_drawn_in_their_own_colours_enlarged_with_room_for_captions():
@@ -56,3 +57,17 @@ def test_the_first_batch_of_each_phase_is_kept_with_what_the_subnetworks_saw(tra
 def test_a_dry_run_keeps_pictures_and_nothing_else(train):
     folder = train('--save-images', '--dry-run', '--gradaug', 1)
     assert {path.name for path in folder.iterdir()} == {'pictures'}
+
+
+def test_a_run_outlives_pictures_that_cannot_be_written(tmp_path, caplog):
+    class Full:
+        def save(self, *args):
+            raise OSError('No space left on device')
+
+    report = Report(train_args('--save-images'), num_epochs=1, primary=True, output_dir=None, pictures=Full())
+    report.phase = 'main'
+    input, target = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    for _ in range(2):
+        report._picture_due = True
+        report.on_batch(input, target, 0)
+    assert [record.message for record in caplog.records] == ['No pictures any more: No space left on device.']

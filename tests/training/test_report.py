@@ -316,17 +316,3 @@ def test_waiting_is_warned_of_again_where_each_image_is_transformed_more_often(l
     report.start_phase(Phase('main', report.args, num_views=4))
     [second] = warnings_in(lines(report, *(waiting(0.5, epoch=1, update_idx=update) for update in (20, 40))))
     assert second.endswith('Each image is transformed 4 times.')
-
-
-def test_a_run_outlives_pictures_that_cannot_be_written(tmp_path, caplog):
-    class Full:
-        def save(self, *args):
-            raise OSError('No space left on device')
-
-    report = Report(train_args('--save-images'), num_epochs=1, primary=True, output_dir=None, pictures=Full())
-    report.phase = 'main'
-    input, target = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
-    for _ in range(2):
-        report._picture_due = True
-        report.on_batch(input, target, 0)
-    assert [record.message for record in caplog.records] == ['No pictures any more: No space left on device.']
