@@ -1,5 +1,6 @@
 """The model that validate.py evaluates: built by timm, given its weights, fitted to the input, put on the device."""
 
+import copy
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -85,10 +86,35 @@ def fit_to_input(args: Namespace, model: nn.Module) -> tuple[nn.Module, dict[str
     if args.naflex_loader:
         data_config['patch_size'] = getattr(getattr(model, 'embeds', None), 'patch_size', None) or (16, 16)
     if args.test_pool:
-        model, pooled = apply_test_time_pool(model, data_config)
+        model, pooled = _pool_at_test_time(args, model, data_config)
         if pooled:
             data_config['crop_pct'] = 1.0
     return model, data_config
+
+
+def _pool_at_test_time(args: Namespace, model: nn.Module, data_config: dict[str, Any]) -> tuple[nn.Module, bool]:
+    """Wrap the model by timm, where the input is larger than the model's own; whether it was.
+
+    timm's wrapper pools averages and puts the classifier upon them: not the same network where layers stand between
+    the two or it pools otherwise. At the model's own size wrapper and model have to agree, so that is asked.
+    """
+    own = copy.deepcopy(model).eval()
+    try:
+        model, pooled = apply_test_time_pool(model, data_config)
+        if not pooled:
+            return model, False
+        images = torch.randn(2, *own.default_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected, outputs = own(images), model.eval()(images)
+        agrees = torch.allclose(outputs, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    except (AttributeError, RuntimeError, TypeError, ValueError, AssertionError):
+        agrees = False  # no such layers, or an input of one size only
+    if not agrees:
+        raise OptionError(
+            f'--test-pool: {args.model} is not a pooling of averages followed by a classifier, which timm takes it '
+            f'for; without --test-pool it pools the larger input itself.'
+        )
+    return model, True
 
 
 def prepare(args: Namespace, model: nn.Module, *, device: torch.device, dtype: torch.dtype | None) -> nn.Module:

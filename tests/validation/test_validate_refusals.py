@@ -79,6 +79,13 @@ def test_real_labels_need_the_names_of_imagenet(refusal, checkpoint, tmp_path):
     assert '.pgm' in refusal(*options, data=['--dataset', 'regaug/digits'])
 
 
+@pytest.mark.parametrize('model', ['test_convnext', 'mobilenetv3_small_050'])
+def test_test_time_pooling_is_refused_where_it_would_be_another_network(refusal, tmp_path, model):
+    torch.save(timm.create_model(model, num_classes=NUM_CLASSES).state_dict(), tmp_path / 'model.pth')
+    weights = ['--model', model, '--checkpoint', tmp_path / 'model.pth']
+    assert f'--test-pool: {model}' in refusal(*weights, '--img-size', 256, '--test-pool')
+
+
 def test_bulk_validation_without_any_result_is_refused(refusal, tmp_path):
     (tmp_path / 'broken.pth').write_bytes(b'no checkpoint')
     assert 'broken.pth' in refusal('--checkpoint', tmp_path)
