@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 from regaug.training.averages import flat_name
 from regaug.training.pictures import MAX_IMAGES, captions_of, draw
 
@@ -44,13 +44,17 @@ class WandbLog:
             resume='must' if args.wandb_resume_id else None,
         )
         patience = dict(init_timeout=_SECONDS, finish_timeout=2 * _SECONDS, finish_timeout_raises=True)
+        refusals = (wandb.errors.Error, ValueError)
         try:
             self.run = wandb.init(**wanted, settings=wandb.Settings(**patience))
-        except wandb.errors.Error as error:
-            reason = ' '.join(str(error).split())
+        except refusals as error:
+            reason = one_line(error)
             if args.wandb_resume_id and args.wandb_resume_id in reason:
                 raise OptionError(f'--wandb-resume-id {args.wandb_resume_id}: {reason}') from error
-            self.run = wandb.init(**{**wanted, 'resume': None}, mode='offline')
+            try:
+                self.run = wandb.init(**{**wanted, 'resume': None}, mode='offline')
+            except refusals as refused:  # by the package itself: a project's, a tag's or a variable's value
+                raise OptionError(f'--log-wandb: {one_line(refused)}') from refused
             self._warn('cannot be reached', error)
         self.run.define_metric('epoch')
         self.run.define_metric('update')

@@ -59,6 +59,23 @@ def test_a_run_id_that_the_service_does_not_know_is_refused(monkeypatch, train):
     assert sorted(path.name for path in folder.iterdir() if path.name != '.lock') == before
 
 
+@pytest.mark.parametrize(
+    ('options', 'complaint'),
+    [
+        (['--wandb-project', 'a/b'], "Invalid project name 'a/b'"),
+        (['--wandb-tags', 'x' * 65], '65 characters'),
+        (['--wandb-resume-id', 'a/b'], 'Run ID cannot contain'),
+    ],
+)
+def test_what_the_package_itself_refuses_is_one_line(monkeypatch, tmp_path, options, complaint):
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_DIR', str(tmp_path))
+    with pytest.raises(OptionError, match='^--log-wandb: ') as refusal:
+        WandbLog(train_args('--log-wandb', *options), name='x', mean=(0.5,) * 3, std=(0.5,) * 3)
+    message = str(refusal.value)
+    assert complaint in message and '\n' not in message
+
+
 def test_a_service_that_breaks_in_the_middle_costs_one_warning(monkeypatch, train, caplog):
     Service(monkeypatch, online=True, breaks=True)
     folder = train('--epochs', 2, '--log-wandb', '--log-interval', 1)
