@@ -62,8 +62,11 @@ def create_dataset(name: str, root: Any, split: str, *, option: str = '--split',
         raise
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
-        download = ' --dataset-download' if kwargs.get('download') else ''
-        raise OptionError(f'--dataset {name!r} --data-dir {root}{download}, split {split!r}: {reason}') from error
+        further = ' --dataset-download' if kwargs.get('download') else ''
+        further += (
+            f' --class-map {kwargs["class_map"]}' if isinstance(kwargs.get('class_map'), str | os.PathLike) else ''
+        )
+        raise OptionError(f'--dataset {name!r} --data-dir {root}{further}, split {split!r}: {reason}') from error
 
 
 def create_folder(name: str, root: Any, split: str, *, option: str, **kwargs):
@@ -159,11 +162,16 @@ def check_data(args: Namespace):
         image_mode(args.input_img_mode, input_channels(args))
 
 
+def class_map_path(path: str, root: str | None) -> str:
+    """Where `--class-map` is: in the folder of the data, or as given, which timm also seeks in the split's."""
+    in_data_folder = os.path.join(root or '', path)
+    return in_data_folder if path and os.path.isfile(in_data_folder) else path
+
+
 def dataset_kwargs(args: Namespace, data_config: dict[str, Any]):
     """Arguments of `create_dataset` that all splits have in common."""
-    in_data_folder = os.path.join(args.data_dir or '', args.class_map)
     return dict(
-        class_map=in_data_folder if args.class_map and os.path.isfile(in_data_folder) else args.class_map,
+        class_map=class_map_path(args.class_map, args.data_dir),
         download=args.dataset_download,
         batch_size=args.batch_size,
         seed=args.seed,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from regaug.data.channels import image_mode
 from regaug.data.counted import Counted
-from regaug.data.datasets import class_index, create_dataset, target_kwargs
+from regaug.data.datasets import class_index, class_map_path, create_dataset, target_kwargs
 from regaug.data.probe import check_samples
 from regaug.data.samples import Samples, sample_labels
 from regaug.device import Precision
@@ -113,7 +113,7 @@ class EvaluationData:
             option=option,
             download=args.dataset_download,
             load_bytes=args.tf_preprocessing,
-            class_map=args.class_map,
+            class_map=class_map_path(args.class_map, root),
             num_samples=args.num_samples,
             input_key=args.input_key,
             input_img_mode=image_mode(args.input_img_mode, channels),

@@ -70,7 +70,7 @@ def test_a_run_id_that_the_service_does_not_know_is_refused(monkeypatch, train):
 def test_what_the_package_itself_refuses_is_one_line(monkeypatch, tmp_path, options, complaint):
     monkeypatch.setenv('WANDB_MODE', 'offline')
     monkeypatch.setenv('WANDB_DIR', str(tmp_path))
-    with pytest.raises(OptionError, match='^--log-wandb: ') as refusal:
+    with pytest.raises(OptionError, match=r'^--log-wandb: ') as refusal:
         WandbLog(train_args('--log-wandb', *options), name='x', mean=(0.5,) * 3, std=(0.5,) * 3)
     message = str(refusal.value)
     assert complaint in message and '\n' not in message

@@ -1,4 +1,4 @@
-"""validate.py: rows, files, bulk validation and labels, against evaluations written without timm's loaders."""
+"""validate.py: rows, files and bulk validation, against evaluations written without timm's loaders."""
 
 import argparse
 import csv
@@ -176,44 +176,6 @@ def test_retry_does_not_repeat_other_errors():
     with pytest.raises(RuntimeError, match='multiplied'):
         bulk.with_retry(fail, argparse.Namespace(batch_size=64))
     assert calls == [64]
-
-
-def test_real_labels_replace_the_labels_of_the_folder(run, model, images, checkpoint, tmp_path):
-    generator = np.random.default_rng(3)
-    real = [generator.choice(NUM_CLASSES, size, replace=False).tolist() for size in generator.integers(0, 4, 40)]
-    (tmp_path / 'real.json').write_text(json.dumps(real))
-    with torch.no_grad():
-        best = model(images[0]).argsort(dim=1, descending=True).tolist()
-    judged = [(row, labels) for row, labels in zip(best, real, strict=True) if labels]
-    assert 0 < len(judged) < len(real)
-    row = run('--checkpoint', checkpoint, '--real-labels', tmp_path / 'real.json')
-    for k in (1, 5):
-        hits = [bool(set(row[:k]) & set(labels)) for row, labels in judged]
-        assert row[f'top{k}'] == round(100 * sum(hits) / len(hits), 4)
-
-
-def test_valid_labels_choose_the_outputs(run, images, tmp_path):
-    wide = make_model(images, seed=5, num_classes=25)
-    torch.save(wide.state_dict(), tmp_path / 'wide.pth')
-    chosen = [20, 3, 4, 7, 24, 9, 11, 0, 16, 2]
-    (tmp_path / 'valid.txt').write_text('\n'.join(map(str, chosen)) + '\n')
-    with torch.no_grad():
-        output = wide(images[0])[:, chosen]
-    row = run('--checkpoint', tmp_path / 'wide.pth', '--num-classes', 25, '--valid-labels', tmp_path / 'valid.txt')
-    assert (row['top1'], row['top5']) == (top_k(output, images[1], 1), top_k(output, images[1], 5))
-
-
-def test_real_labels_are_classes_where_valid_labels_choose_the_outputs(run, images, tmp_path):
-    wide = make_model(images, seed=5, num_classes=25)
-    torch.save(wide.state_dict(), tmp_path / 'wide.pth')
-    chosen = [20, 3, 4, 7, 24, 9, 11, 0, 16, 2]
-    (tmp_path / 'valid.txt').write_text('\n'.join(map(str, chosen)) + '\n')
-    real = [[chosen[label]] for label in images[1].tolist()]
-    (tmp_path / 'real.json').write_text(json.dumps(real))
-    options = ('--checkpoint', tmp_path / 'wide.pth', '--num-classes', 25, '--valid-labels', tmp_path / 'valid.txt')
-    plain, row = run(*options), run(*options, '--real-labels', tmp_path / 'real.json')
-    assert (row['top1'], row['top5']) == (plain['top1'], plain['top5'])
-    assert 0 < row['top5'] < 100
 
 
 @pytest.mark.parametrize('average', ['micro', 'macro', 'weighted'])
