@@ -92,7 +92,8 @@ def check_files(args: Namespace, *flags: str):
     """Make sure that the files that options name are there."""
     for flag in flags:
         value = value_of(args, flag)
-        require(args, flag, not value or Path(value).is_file(), 'there is no such file')
+        found = 'this is a folder, not a file' if value and Path(value).is_dir() else 'there is no such file'
+        require(args, flag, not value or Path(value).is_file(), found)
 
 
 def check_optimizer(args: Namespace):

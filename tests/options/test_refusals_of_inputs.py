@@ -41,6 +41,7 @@ REFUSALS = [
     ('--pretrained-path gone.pth', ['--pretrained-path gone.pth', 'no such file']),
     ('--initial-checkpoint gone.pth', ['--initial-checkpoint gone.pth', 'no such file']),
     ('--resume gone.pth', ['--resume gone.pth', 'no such file']),
+    ('--resume images', ['--resume images', 'a folder, not a file']),
     ('--input-size 3 0 32', ['--input-size 3 0 32']),
     ('--img-size 0', ['--img-size 0']),
     ('--img-size 64 --input-size 3 32 32', ['--img-size 64', '--input-size 3 32 32']),
