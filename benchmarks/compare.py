@@ -14,12 +14,16 @@ from benchmarks.curves import LAST, best_epoch, last_median, read_curve
 from benchmarks.report import markdown_table
 from regaug.errors import OptionError
 
+PICTURES = ('.png', '.pdf', '.svg')
+
 
 def main(argv=None):
     args = parse(argv)
     out = Path(args.out)
     if not out.parent.is_dir():
         raise OptionError(f'--out {out}: there is no folder {out.parent}.')
+    if out.suffix.lower() not in PICTURES:
+        raise OptionError(f'--out {out}: a picture ends in {", ".join(PICTURES)}.')
     folders = [Path(run) for run in args.runs]
     curves = {name: read_curve(folder) for name, folder in zip(short_names(folders), folders, strict=True)}
     for name, curve in curves.items():

@@ -48,6 +48,8 @@ def read_real_labels(path: str, dataset: Dataset, split: str) -> list[set[int]]:
     Raises:
         OptionError: The file cannot be read, or does not belong to these images.
     """
+    if not hasattr(dataset, 'filenames'):
+        raise OptionError(f'--real-labels {path}: go by the names of the images, which {type(dataset).__name__} lacks.')
     try:
         real = RealLabelsImagenet(dataset.filenames(basename=True), real_json=path)
     except (OSError, ValueError) as error:

@@ -92,6 +92,7 @@ def test_run_of_train_py_can_be_compared(train, tmp_path, capsys):
         (HEADER, [], 'holds no epoch yet'),
         (OURS, ['--metric', 'eval_top7'], r'--metric eval_top7: .* has no such column \(it has eval_loss, eval_top1'),
         (OURS, ['--out', 'missing/picture.png'], '--out missing/picture.png: there is no folder missing'),
+        (OURS, ['--out', 'picture.txt'], '--out picture.txt: a picture ends in .png'),
     ],
 )
 def test_bad_input_is_named(tmp_path, summary, options, message):

@@ -79,6 +79,14 @@ def test_real_labels_need_the_names_of_imagenet(refusal, checkpoint, tmp_path):
     assert '.pgm' in refusal(*options, data=['--dataset', 'regaug/digits'])
 
 
+def test_real_labels_need_names_of_images(refusal, checkpoint, folder, tmp_path):
+    (tmp_path / 'real.json').write_text('[]')
+    data = ['--dataset', 'torch/image_folder', '--data-dir', folder]
+    assert 'names of the images' in refusal(
+        '--checkpoint', checkpoint, '--real-labels', tmp_path / 'real.json', data=data
+    )
+
+
 @pytest.mark.parametrize('model', ['test_convnext', 'mobilenetv3_small_050'])
 def test_test_time_pooling_is_refused_where_it_would_be_another_network(refusal, tmp_path, model):
     torch.save(timm.create_model(model, num_classes=NUM_CLASSES).state_dict(), tmp_path / 'model.pth')
