@@ -63,9 +63,8 @@ def create_dataset(name: str, root: Any, split: str, *, option: str = '--split',
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         further = ' --dataset-download' if kwargs.get('download') else ''
-        further += (
-            f' --class-map {kwargs["class_map"]}' if isinstance(kwargs.get('class_map'), str | os.PathLike) else ''
-        )
+        class_map = kwargs.get('class_map')
+        further += f' --class-map {class_map}' if class_map and isinstance(class_map, str) else ''
         raise OptionError(f'--dataset {name!r} --data-dir {root}{further}, split {split!r}: {reason}') from error
 
 

@@ -103,7 +103,8 @@ def _pool_at_test_time(args: Namespace, model: nn.Module, data_config: dict[str,
         model, pooled = apply_test_time_pool(model, data_config)
         if not pooled:
             return model, False
-        images = torch.randn(2, *own.default_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+        shape = data_config['input_size'][0], *own.default_cfg['input_size'][1:]
+        images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             expected, outputs = own(images), model.eval()(images)
         agrees = torch.allclose(outputs, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))

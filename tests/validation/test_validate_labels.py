@@ -66,3 +66,8 @@ def test_a_class_map_that_names_no_folder_is_named(refusal, checkpoint, tmp_path
     assert f'--class-map {tmp_path / "map.txt"}' in refusal(
         '--checkpoint', checkpoint, '--class-map', tmp_path / 'map.txt'
     )
+
+
+def test_without_a_class_map_none_is_named(refusal, checkpoint, tmp_path):
+    complaint = refusal('--checkpoint', checkpoint, data=['--dataset', 'torch/cifar10', '--data-dir', tmp_path])
+    assert 'torch/cifar10' in complaint and '--class-map' not in complaint

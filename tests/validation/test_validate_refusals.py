@@ -94,6 +94,14 @@ def test_test_time_pooling_is_refused_where_it_would_be_another_network(refusal,
     assert f'--test-pool: {model}' in refusal(*weights, '--img-size', 256, '--test-pool')
 
 
+def test_test_time_pooling_takes_images_of_other_channels(run, tmp_path):
+    torch.save(
+        timm.create_model('test_resnet', in_chans=1, num_classes=NUM_CLASSES).state_dict(), tmp_path / 'grey.pth'
+    )
+    row = run('--checkpoint', tmp_path / 'grey.pth', '--in-chans', 1, '--img-size', 192, '--test-pool')
+    assert row['crop_pct'] == 1.0
+
+
 def test_bulk_validation_without_any_result_is_refused(refusal, tmp_path):
     (tmp_path / 'broken.pth').write_bytes(b'no checkpoint')
     assert 'broken.pth' in refusal('--checkpoint', tmp_path)
