@@ -69,5 +69,6 @@ def test_a_class_map_that_names_no_folder_is_named(refusal, checkpoint, tmp_path
 
 
 def test_without_a_class_map_none_is_named(refusal, checkpoint, tmp_path):
+    (tmp_path / 'notes.txt').write_text('no images')
     complaint = refusal('--checkpoint', checkpoint, data=['--dataset', 'torch/cifar10', '--data-dir', tmp_path])
     assert 'torch/cifar10' in complaint and '--class-map' not in complaint
