@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 from regaug.options import parse_train
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]*')
@@ -102,7 +102,7 @@ def read_spec(path: str, *, seeds: int | None = None) -> Spec:
     except OSError as error:
         raise OptionError(f'{path}: cannot be read ({error.strerror}).') from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f'{path}: no valid YAML ({" ".join(str(error).split())}).') from None
+        raise OptionError(f'{path}: no valid YAML ({one_line(error)}).') from None
     if not isinstance(content, dict):
         raise OptionError(f'{path}: expected keys ({", ".join(_KEYS)}), got {content!r}.')
     values = checked_values(path, content)

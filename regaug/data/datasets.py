@@ -18,7 +18,7 @@ from regaug.data.probe import check_samples
 from regaug.data.samples import DataError, Samples, training_samples
 from regaug.data.splits import EVALUATION, TRAINING, check_splits, check_tar, image_suffixes, is_folder, split_folder
 from regaug.data.tiny_imagenet import create_tiny_imagenet, is_tiny_imagenet
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 
 _logger = logging.getLogger('train')
 _STL10_SPLITS = {**dict.fromkeys(TRAINING, 'train'), **dict.fromkeys(EVALUATION, 'test')}
@@ -61,11 +61,10 @@ def create_dataset(name: str, root: Any, split: str, *, option: str = '--split',
     except OptionError:
         raise
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        further = ' --dataset-download' if kwargs.get('download') else ''
+        given = f'--dataset {name!r} --data-dir {root}' + (' --dataset-download' if kwargs.get('download') else '')
         class_map = kwargs.get('class_map')
-        further += f' --class-map {class_map}' if class_map and isinstance(class_map, str) else ''
-        raise OptionError(f'--dataset {name!r} --data-dir {root}{further}, split {split!r}: {reason}') from error
+        given += f' --class-map {class_map}' if class_map and isinstance(class_map, str) else ''
+        raise OptionError(f'{given}, split {split!r}: {one_line(error)}') from error
 
 
 def create_folder(name: str, root: Any, split: str, *, option: str, **kwargs):
