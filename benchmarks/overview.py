@@ -22,6 +22,7 @@ from regaug.files import write_whole
 _LEGEND = """First row: top-1 of `{base}` in %, mean over the seeds with standard deviation, and number of seeds. Below:
 mean difference to it over paired seeds (as many unless told) with the 95 % interval, bold where that excludes 0, and
 the cost of training beside it."""
+_PAIRS = 'Two methods, seed by seed: difference of the first to the second, and its cost beside the second.'
 
 
 def main(argv=None):
@@ -29,6 +30,7 @@ def main(argv=None):
     out = Path(args.out)
     if not out.parent.is_dir():
         raise OptionError(f'--out {out}: there is no folder {out.parent}.')
+    pairs = [read_pair(text) for text in args.pairs]
     comparisons, failed = {}, []
     for text in args.comparisons:
         name, equals, path = text.partition('=')
@@ -42,6 +44,8 @@ def main(argv=None):
         raise OptionError('matplotlib is missing: pip install -r benchmarks/requirements.txt') from None
     panels = {name: differences(runs, args.base) for name, runs in comparisons.items()}
     parts = [table(comparisons, panels, args.base), _LEGEND.format(base=args.base)]
+    if pairs:
+        parts += [pairs_table(comparisons, pairs), _PAIRS]
     if failed:
         parts.append(f'Failed runs, in no mean: {", ".join(failed)}.')
     write_whole(out, '\n\n'.join(parts) + '\n')
@@ -54,8 +58,17 @@ def parse(argv):
     )
     parser.add_argument('comparisons', nargs='+', metavar='NAME=CSV', help='runs of a comparison, and its name')
     parser.add_argument('--base', default='plain', help='variant that the others are compared with (%(default)s)')
+    parser.add_argument('--pairs', nargs='+', default=[], metavar='A:B', help='methods to compare with each other too')
     parser.add_argument('--out', default='overview.md', help='table to write (default: %(default)s)')
     return parser.parse_args(argv)
+
+
+def read_pair(text: str) -> tuple[str, str]:
+    """Names of two methods. Raises OptionError."""
+    first, colon, second = text.partition(':')
+    if not (first and colon and second) or first == second:
+        raise OptionError(f'--pairs {text}: expected A:B, two methods.')
+    return first, second
 
 
 def read_comparison(path: Path, base: str) -> tuple[dict[str, dict[int, Result]], Counter]:
@@ -109,6 +122,21 @@ def table(comparisons: dict[str, dict], panels: dict[str, dict], base: str) -> s
     return markdown_table(['training', *comparisons], rows)
 
 
+def pairs_table(comparisons: dict[str, dict], pairs: list[tuple[str, str]]) -> str:
+    """The markdown table of methods beside each other, with the number of seeds in every cell.
+
+    Raises:
+        OptionError: No comparison has both methods of a pair.
+    """
+    rows = []
+    for first, second in pairs:
+        both = [compare(runs.get(first, {}), runs.get(second, {})) for runs in comparisons.values()]
+        if not any(interval for interval, _ in both):
+            raise OptionError(f'--pairs {first}:{second}: no comparison has both for one seed.')
+        rows.append([f'{first} beside {second}', *(cell(pair if pair[0] else None) for pair in both)])
+    return markdown_table(['pair', *comparisons], rows)
+
+
 def summary(runs: dict[int, Result]) -> str:
     """Mean and deviation of the base."""
     finals = [result.final for result in runs.values()]
@@ -116,8 +144,8 @@ def summary(runs: dict[int, Result]) -> str:
     return f'{statistics.fmean(finals):.2f}{deviation}, n = {len(finals)}'
 
 
-def cell(pair: tuple | None, seeds: int) -> str:
-    """A difference and its cost as text, with the number of pairs where it is not that of the base's seeds."""
+def cell(pair: tuple | None, seeds: int | None = None) -> str:
+    """A difference and its cost as text, with the number of pairs where it is not `seeds`."""
     if pair is None:
         return '-'
     interval, cost = pair

@@ -64,6 +64,19 @@ def test_another_base_may_be_named(comparisons, tmp_path):
     assert '| plain | **-2.00 (-2.00 to -2.00)**, 0.50 x |' in (tmp_path / 'both.md').read_text()
 
 
+def test_two_methods_are_compared_seed_by_seed_where_both_are(comparisons, tmp_path):
+    pytest.importorskip('matplotlib')
+    main([*comparisons, '--out', str(tmp_path / 'both.md'), '--pairs', 'gradaug:mixup', 'mixup:plain', 'cutmix:mixup'])
+    written = (tmp_path / 'both.md').read_text()
+    rows = [line for line in written.partition('| pair |')[2].splitlines() if line.startswith('|')]
+    assert rows[1:] == [
+        '| gradaug beside mixup | +0.00 (-12.71 to 12.71), 1.00 x, n = 2 | - |',
+        '| mixup beside plain | **+2.00 (2.00 to 2.00)**, 2.00 x, n = 2 | -1.00 (no interval), 3.00 x, n = 1 |',
+        '| cutmix beside mixup | +1.00 (no interval), 1.00 x, n = 1 | - |',
+    ]
+    assert 'difference of the first to the second' in written
+
+
 @pytest.mark.parametrize(
     'words, message',
     [
@@ -73,6 +86,11 @@ def test_another_base_may_be_named(comparisons, tmp_path):
         (['a=FILE', 'a=FILE'], r'each name once'),
         (['a=FILE', '--base', 'other'], r'no finished run of other \(there are plain, mixup\)'),
         (['a=/no/where.csv'], r'/no/where.csv: no runs.csv of this benchmark'),
+        (['a=FILE', '--pairs', 'mixup'], r'--pairs mixup: expected A:B, two methods'),
+        (['a=FILE', '--pairs', ':plain'], r'--pairs :plain: expected A:B'),
+        (['a=FILE', '--pairs', 'plain:'], r'--pairs plain:: expected A:B'),
+        (['a=FILE', '--pairs', 'plain:plain'], r'--pairs plain:plain: expected A:B, two methods'),
+        (['a=FILE', '--pairs', 'mixup:plain', 'mixup:uada'], r'--pairs mixup:uada: no comparison has both'),
         (['a=FILE', '--out', '/no/where/x.md'], r'--out /no/where/x.md: there is no folder'),
     ],
 )
