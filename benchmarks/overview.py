@@ -38,16 +38,16 @@ def main(argv=None):
             raise OptionError(f'{text}: expected NAME=CSV, each name once.')
         comparisons[name], broken = read_comparison(Path(path), args.base)
         failed += [f'{name}: {variant} ({count})' for variant, count in broken.items()]
-    try:
-        from benchmarks.plots import plot_differences
-    except ImportError:
-        raise OptionError('matplotlib is missing: pip install -r benchmarks/requirements.txt') from None
     panels = {name: differences(runs, args.base) for name, runs in comparisons.items()}
     parts = [table(comparisons, panels, args.base), _LEGEND.format(base=args.base)]
     if pairs:
         parts += [pairs_table(comparisons, pairs), _PAIRS]
     if failed:
         parts.append(f'Failed runs, in no mean: {", ".join(failed)}.')
+    try:
+        from benchmarks.plots import plot_differences
+    except ImportError:
+        raise OptionError('matplotlib is missing: pip install -r benchmarks/requirements.txt') from None
     write_whole(out, '\n\n'.join(parts) + '\n')
     print(f'Written: {out}\nWritten: {plot_differences(panels, out.with_suffix(".png"))}')
 
