@@ -21,7 +21,7 @@ def main(argv=None):
     args = parse(argv)
     if not Path(args.data_dir or '.').is_dir():
         raise OptionError(f'--data-dir {args.data_dir}: there is no such folder.')
-    spec = read_spec(args.spec, seeds=args.seeds)
+    spec = read_spec(args.spec, seeds=args.seeds, data_dir=args.data_dir)
     if not (spec.digits or args.data_dir or args.report):
         raise OptionError(f'--data-dir is missing: {args.spec} needs a folder of data.')
     for name in ('jobs', 'threads'):

@@ -131,7 +131,7 @@ class Harness:
         """Counts the finished runs of another folder's `runs.csv` as done where this one has none of its own.
 
         Raises:
-            OptionError: The file cannot be read, or a run in it was made with other options than the spec's.
+            OptionError: The file cannot be read, or a run in it was made with other options or data than the spec's.
         """
         for result in read_csv(path):
             run = result.variant, result.seed
@@ -139,7 +139,7 @@ class Harness:
             if not wanted or (run in self.results and self.results[run].finished):
                 continue
             if not self.spec.matches(result.variant, result.options):
-                raise OptionError(f'--runs {path}: {result.variant}, seed {result.seed}: made with other options.')
+                raise OptionError(f'--runs {path}: {result.variant}, seed {result.seed}: made with other options or data.')
             self.results[run] = result
 
     def folder(self, variant: str, seed: int) -> Path:

@@ -117,7 +117,7 @@ def mean_curve(runs: list[Result]) -> list[tuple[int, float]]:
 def markdown(harness: Harness) -> str:
     """The report."""
     spec, rows = harness.spec, table(harness)
-    data = '`--data-dir`'
+    data = spec.data or '`--data-dir`'
     if spec.digits:
         data = f'{spec.digits} images of each class of the embedded digits to train on, all others to test on'
     common = ' '.join(filter(None, [spec.config and f'-c {spec.config}', spec.options.strip()]))

@@ -4,7 +4,7 @@ import difflib
 import re
 import shlex
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -17,6 +17,7 @@ _KEYS = {
     'title': (str, ''),
     'config': (str, ''),
     'digits': (int, 0),
+    'data': (str, ''),
     'options': (str, ''),
     'base': (str, None),
     'variants': (dict, None),
@@ -36,6 +37,7 @@ class Spec:
         config: Recipe that all variants start from, or ''.
         digits: Training images of each class of the embedded digits, the others being for testing; 0: the data of
             `--data-dir`.
+        data: Name of the data of `--data-dir`, by which runs on other data are told from these; '' where not known.
         options: Options of train.py that all variants share.
         base: Name of the variant that the others are compared with.
         variants: Options of train.py by name.
@@ -46,6 +48,7 @@ class Spec:
     title: str
     config: str
     digits: int
+    data: str
     options: str
     base: str
     variants: dict[str, str]
@@ -67,19 +70,25 @@ class Spec:
         return [*config, *shlex.split(self.options), *shlex.split(self.variants[variant])]
 
     def line(self, words: list[str]) -> str:
-        """Arguments of train.py as one line, after the number of digits where they are the data."""
-        return shlex.join([f'digits={self.digits}', *words] if self.digits else words)
+        """Arguments of train.py as one line, after the number of digits or the name of the data."""
+        data = {'digits': self.digits, 'data': self.data}
+        return shlex.join([*(f'{key}={value}' for key, value in data.items() if value), *words])
 
     def matches(self, row: str, options: str) -> bool:
         """Whether a run of a row was made with what this spec says.
 
         Args:
             row: Its name; a longer base's number of epochs, which follows from a measurement, may be any.
-            options: The run's options as one line.
+            options: The run's options as one line; in files of older versions they do not name the data.
         """
+        spec = self
+        named = bool(options) and shlex.split(options)[0].startswith('data=')
+        if not (named and self.data):
+            spec = replace(self, data='')
+            options = shlex.join(shlex.split(options)[named:])
         if row in self.variants:
-            return options == self.line(self.argv(row))
-        base = re.escape(self.line(self.argv(self.base)))
+            return options == spec.line(self.argv(row))
+        base = re.escape(spec.line(self.argv(self.base)))
         return bool(re.fullmatch(rf'{base} --epochs \d+ --val-interval \d+', options))
 
     def args(self, variant: str) -> Namespace:
@@ -87,12 +96,13 @@ class Spec:
         return parse_train([*self.argv(variant), '--data-dir', '.'])
 
 
-def read_spec(path: str, *, seeds: int | None = None) -> Spec:
+def read_spec(path: str, *, seeds: int | None = None, data_dir: str = '') -> Spec:
     """Reads and checks a spec.
 
     Args:
         path: The YAML file.
         seeds: Number of seeds in place of the file's.
+        data_dir: Folder of the data, which names them where the file and the embedded digits do not.
 
     Raises:
         OptionError: A file, key, value or option of train.py that cannot be used; one line that names it.
@@ -108,6 +118,8 @@ def read_spec(path: str, *, seeds: int | None = None) -> Spec:
     values = checked_values(path, content)
     if seeds is not None:
         values['seeds'] = seeds
+    if data_dir and not values['digits']:
+        values['data'] = values['data'] or Path(data_dir).absolute().name
     spec = Spec(**{**values, 'equal_time': tuple(values['equal_time'])})
     check_names(path, spec)
     check_options(path, spec)
@@ -185,7 +197,7 @@ def check_options(path: str, spec: Spec):
 def difference_to(spec: Spec, other: dict) -> str:
     """Says in what an earlier spec differs so that its runs cannot stand beside those of this one.
 
-    More variants, fewer variants and another number of seeds are no difference.
+    More variants, fewer variants and another number of seeds are no difference; nor is data that one does not name.
 
     Args:
         spec: The spec.
@@ -197,6 +209,8 @@ def difference_to(spec: Spec, other: dict) -> str:
     for key in ('config', 'digits', 'options', 'base'):
         if other.get(key) != getattr(spec, key):
             return key
+    if spec.data and other.get('data', '') not in ('', spec.data):
+        return f'data: {other["data"]}'
     earlier = other.get('variants', {})
     changed = [name for name, text in spec.variants.items() if earlier.get(name, text) != text]
     return f'variant {changed[0]}' if changed else ''

@@ -165,6 +165,21 @@ def test_report_alone_runs_nothing(spec, tmp_path, capsys):
     assert report.exists() and log.stat().st_mtime_ns == written
 
 
+def test_other_data_needs_another_folder(spec, image_folder, tmp_path):
+    arguments = spec({'plain': ''})
+    assert main(arguments) == 0
+    assert f'Data: {image_folder.name}. Options' in (tmp_path / 'out' / 'report.md').read_text()
+    (tmp_path / 'flowers').mkdir()
+    other = ['--data-dir', str(tmp_path / 'flowers')]
+    message = rf'--out .*: holds runs of another spec \(data: {image_folder.name} differs\)'
+    for extra in ([], ['--report']):
+        with pytest.raises(OptionError, match=message):
+            main([*arguments, *other, *extra])
+    runs = ['--runs', str(tmp_path / 'out' / 'runs.csv')]
+    with pytest.raises(OptionError, match='plain, seed 0: made with other options or data'):
+        main([*spec({'plain': ''}, out='new'), *other, *runs])
+
+
 @pytest.mark.parametrize(
     'extra, message',
     [

@@ -91,9 +91,22 @@ def test_run_with_other_options_is_refused(made, tmp_path, variant, options):
     harness, path = made
     harness.results[variant, 0].options = options
     write_csv(harness.results.values(), path)
-    with pytest.raises(OptionError, match=rf'--runs .*: {variant}, seed 0: made with other options') as caught:
+    with pytest.raises(OptionError, match=rf'--runs .*: {variant}, seed 0: made with other options or data') as caught:
         reader(tmp_path / 'other', path).read_results()
     assert '\n' not in str(caught.value)
+
+
+def test_run_on_data_of_another_name_is_refused_and_one_of_an_older_version_is_not(tmp_path):
+    here = make_harness(folder(tmp_path, 'here'))
+    for name, data in (('one', 'a set'), ('moved', 'a set'), ('other', 'b'), ('unknown', '')):
+        specs = replace(here.spec, data=data)
+        line = specs.line(specs.argv('method'))
+        longer = f'{specs.line(specs.argv("plain"))} --epochs 80 --val-interval 20'
+        assert line.startswith({'a set': "'data=a set' ", 'b': 'data=b ', '': '--model'}[data])
+        for known in ('a set', ''):
+            fits = replace(here.spec, data=known)
+            assert fits.matches('method', line) == (name != 'other' or not known)
+            assert fits.matches('plain-time-of-method', longer) == (name != 'other' or not known)
 
 
 def test_run_with_another_number_of_digits_is_refused(tmp_path):

@@ -99,6 +99,17 @@ def test_runs_of_another_spec_are_told_by_what_differs(tmp_path):
     assert difference_to(spec, {**earlier, 'variants': {'plain': '', 'gradaug': '--gradaug 2'}}) == 'variant gradaug'
 
 
+def test_data_are_named_after_their_folder_and_told_apart_by_it(tmp_path):
+    assert read_spec(spec_file(tmp_path, digits=0)).data == ''
+    assert read_spec(spec_file(tmp_path, digits=5), data_dir='/data/flowers').data == ''
+    assert read_spec(spec_file(tmp_path, digits=0, data='mine'), data_dir='/data/flowers').data == 'mine'
+    spec = read_spec(spec_file(tmp_path, digits=0), data_dir='/data/flowers/')
+    assert spec.data == 'flowers'
+    earlier = {**SPEC, 'config': '', 'digits': 0, 'variants': {'plain': '', 'gradaug': '--gradaug 3'}}
+    assert difference_to(spec, earlier) == difference_to(spec, {**earlier, 'data': 'flowers'}) == ''
+    assert difference_to(spec, {**earlier, 'data': 'cats'}) == 'data: cats'
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'specs').glob('*.yaml')), ids=lambda path: path.stem)
 def test_specs_of_the_project_are_accepted(path, monkeypatch):
     monkeypatch.chdir(ROOT)
