@@ -139,7 +139,9 @@ class Harness:
             if not wanted or (run in self.results and self.results[run].finished):
                 continue
             if not self.spec.matches(result.variant, result.options):
-                raise OptionError(f'--runs {path}: {result.variant}, seed {result.seed}: made with other options or data.')
+                raise OptionError(
+                    f'--runs {path}: {result.variant}, seed {result.seed}: made with other options or data.'
+                )
             self.results[run] = result
 
     def folder(self, variant: str, seed: int) -> Path:

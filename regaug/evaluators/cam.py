@@ -155,7 +155,7 @@ class ClassActivationMaps:
             low, high = scaled.min(), scaled.max()
             pictures.append(overlay(image, ((scaled - low) / (high - low).clamp(min=1e-12)).numpy()))
             captions.append(f'{name}: {share:.3f}')
-        stem = f'{data.job_name}-{place:06d}'
+        stem = f'{data.networks_name}-{place:06d}'
         self.folder.mkdir(parents=True, exist_ok=True)
         draw_row(pictures, captions).save(self.folder / f'{stem}.png')
         np.savez(self.folder / f'{stem}.npz', input=image, **raw)

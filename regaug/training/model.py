@@ -25,7 +25,8 @@ def build_model(args: Namespace):
     """Build the model for these options by timm's factory; sets `args.num_classes` if the user did not.
 
     Raises:
-        OptionError: when `--initial-checkpoint` or `--pretrained-path` is truncated, foreign or does not fit.
+        OptionError: when timm cannot build it, or `--initial-checkpoint` or `--pretrained-path` is truncated, foreign
+            or does not fit.
     """
     fixed = {'in_chans': '--in-chans', 'num_classes': '--num-classes', 'global_pool': '--gp', 'drop_rate': '--drop'}
     for name in fixed.keys() & args.model_kwargs.keys():
@@ -56,13 +57,10 @@ def build_model(args: Namespace):
         weights = dict(pretrained=True, pretrained_cfg_overlay=pretrained_overlay(args.model, args.pretrained_path))
     try:
         model = create_model(args.model, **weights, **factory_kwargs)
-    except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, OSError) and args.pretrained and not args.pretrained_path:
-            reason = f'the published weights cannot be had ({one_line(error)})'
-            raise OptionError(f'--pretrained: {reason}; --pretrained-path takes them from a file.') from error
-        if not args.pretrained_path or isinstance(error, OptionError):
-            raise
-        raise OptionError(f'--pretrained-path {args.pretrained_path}: {one_line(error)}') from error
+    except OptionError:
+        raise
+    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise refusal(args, error) from error
     except TypeError as error:
         by_methods = [option for option, kwargs in wanted.items() if any(name in str(error) for name in kwargs)]
         options = ', '.join(by_methods) or '--drop-path, --model-kwargs, ...'
@@ -85,6 +83,21 @@ def build_model(args: Namespace):
         except (AssertionError, AttributeError) as error:
             raise OptionError(f'--grad-checkpointing: --model {args.model} does not support it.') from error
     return model
+
+
+def refusal(args: Namespace, error: Exception) -> OptionError:
+    """What timm's factory stumbled over, told by the option that it comes from."""
+    if args.pretrained_path:
+        return OptionError(f'--pretrained-path {args.pretrained_path}: {one_line(error)}')
+    if args.pretrained and isinstance(error, OSError):
+        reason = f'the published weights cannot be had ({one_line(error)})'
+        return OptionError(f'--pretrained: {reason}; --pretrained-path takes them from a file.')
+    words = ['--model', args.model]
+    if args.gp:
+        words += ['--gp', args.gp]
+    if args.model_kwargs:
+        words += ['--model-kwargs', *(f'{key}={value}' for key, value in args.model_kwargs.items())]
+    return OptionError(f'{" ".join(words)}: the model cannot be built ({one_line(error)}).')
 
 
 def prepare_model(model: nn.Module, args: Namespace, *, device: torch.device, model_dtype: Any):

@@ -190,12 +190,14 @@ class Report:
         widths = [max(12, len(label(name)) + 2) for name in names]
         titles = ''.join(f'{label(name):>{width}}' for name, width in zip(names, widths, strict=True))
         lines = [f'{"":>12}{"Epoch":>12}{titles}']
+        known = {result['epoch']: result.get('validation', result['train']) for result in results}
         for title, epoch in (('best', best[1]), ('final', final['epoch'])):
-            for result in results:
-                if result['epoch'] == epoch:
-                    values = result.get('validation', result['train'])
-                    numbers = (f'{values[name]:>{width}.4f}' for name, width in zip(names, widths, strict=True))
-                    lines.append(f'{title:>12}{epoch:>12}' + ''.join(numbers))
+            if epoch is None:
+                continue
+            values = known.get(epoch, {metric: best[0]})  # of an earlier process no more is known
+            numbers = (f'{values[name]:.4f}' if name in values else '-' for name in names)
+            cells = (f' {number:>{width - 1}}' for number, width in zip(numbers, widths, strict=True))
+            lines.append(f'{title:>12}{epoch:>12}' + ''.join(cells))
         _logger.info('\n'.join(lines))
         record = self.last_record
         rate = record.epoch_samples / max(record.update_time.sum, 1e-9)

@@ -89,6 +89,12 @@ class EvaluationData:
         """Name of the network that is being evaluated, fit for a file name."""
         return self.job_name if self.width is None else f'{self.job_name}-w{self.width:g}'
 
+    @property
+    def networks_name(self) -> str:
+        """Name of all networks that are evaluated together, fit for a file name."""
+        widths = '-'.join(f'{width:g}' for width in self.args.width or ())
+        return f'{self.job_name}-w{widths}' if widths else self.job_name
+
     def class_names(self) -> dict[int, str]:
         """Names of the classes of the data set by index, empty where it does not know them."""
         return {index: name for name, index in (class_index(self.dataset) or {}).items()}

@@ -72,7 +72,7 @@ def test_pictures_show_baseline_widths_and_full_network_for_the_labelled_class(
     plain = run('--checkpoint', checkpoint, '--width', 1.0, 0.5)
     assert run('--checkpoint', checkpoint, *options, '--width', 1.0, 0.5) == plain
     places = [0, 8, 16, 24, 32]
-    stems = [f'test_resnet-{checkpoint.parent.name}-model-{place:06d}' for place in places]
+    stems = [f'test_resnet-{checkpoint.parent.name}-model-w1-0.5-{place:06d}' for place in places]
     assert sorted(path.name for path in (tmp_path / 'cam').iterdir()) == sorted(
         f'{stem}.{suffix}' for stem in stems for suffix in ('npz', 'png')
     )
@@ -91,6 +91,14 @@ def test_pictures_show_baseline_widths_and_full_network_for_the_labelled_class(
         assert len({panels[:, index].tobytes() for index in range(4)}) == 4
         resized = Image.fromarray((255 * raw['input'] + 0.5).astype(np.uint8)).resize((PANEL, PANEL), Image.BILINEAR)
         assert np.array_equal(panels[:, 0], resized)
+
+
+def test_pictures_of_other_widths_have_other_names(run, checkpoint, tmp_path):
+    options = ['--checkpoint', checkpoint, '--cam', tmp_path / 'cam', '--cam-images', 1]
+    run(*options)
+    run(*options, '--width', 0.5)
+    name = f'test_resnet-{checkpoint.parent.name}-model'
+    assert {path.name for path in (tmp_path / 'cam').glob('*.png')} == {f'{name}-000000.png', f'{name}-w0.5-000000.png'}
 
 
 def test_valid_labels_choose_the_class_of_the_map(run, images, tmp_path):

@@ -52,6 +52,8 @@ REFUSALS = [
     ('--batch-size 65', ['--batch-size 65', '64']),
     ('--model vgg11 --drop-path 0.1', ['--model vgg11', 'drop_path']),
     ('--model test_resnet --model-kwargs wings=2', ['--model test_resnet', 'wings']),
+    ('--model test_resnet --gp avgg', ['--model test_resnet --gp avgg', 'cannot be built', 'Invalid pool type']),
+    ('--model test_resnet --model-kwargs act_layer=bent', ['--model-kwargs act_layer=bent', 'cannot be built']),
     ('--model dla46_c --grad-checkpointing', ['--grad-checkpointing', 'dla46_c']),
     ('--model test_vit --model-kwargs dynamic_img_size=False', ['--input-size', '32', '--model test_vit', '160']),
     ('--data-dir hollow', ['--data-dir hollow', "split 'train'", '0 images']),

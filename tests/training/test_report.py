@@ -289,6 +289,18 @@ def test_the_last_lines_leave_out_unreadable_images_and_have_the_rate_of_the_epo
     assert rate.endswith('Images: 100.0/s')
 
 
+def test_the_last_lines_have_the_best_epoch_of_an_earlier_process_and_keep_large_numbers_apart(caplog):
+    caplog.set_level(logging.INFO)
+    report = make_report()
+    report.last_record = make_record()
+    metrics = {'loss': 12899843.6667, 'top1': 50.0, 'top5': 90.0}
+    report.on_end([{'epoch': 4, 'train': {}, 'validation': metrics}], metric='top1', best=(66.25, 1))
+    assert [line.split() for line in caplog.records[0].getMessage().splitlines()[1:]] == [
+        ['best', '1', '-', '66.2500', '-'],
+        ['final', '4', '12899843.6667', '50.0000', '90.0000'],
+    ]
+
+
 def test_long_names_of_metrics_stand_apart(caplog):
     caplog.set_level(logging.INFO)
     report = make_report()
