@@ -54,10 +54,11 @@ def plot_curves(curves: dict[str, Sequence[dict]], metric: str, path: Path) -> P
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout='constrained')
     for axis, column in zip(axes, (metric, 'train_loss'), strict=True):
         for name, curve in curves.items():
-            points = [(row['epoch'] + 1, row[column]) for row in curve if column in row]
+            points = [(row['epoch'], row[column]) for row in curve if column in row]
             if points:
                 axis.plot(*zip(*points), marker='.', label=name)
-        axis.set(xlabel='epoch', ylabel=column)
+        axis.set(xlabel='epoch, as in summary.csv', ylabel=column)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     return finish(figure, path)

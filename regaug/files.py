@@ -127,7 +127,15 @@ def check_weights(state_dict: Mapping[str, torch.Tensor], model: nn.Module, opti
         if names
     ]
     if differences:
-        raise OptionError(f'{option} {path}: does not fit {type(model).__name__}: {"; ".join(differences)}.')
+        # Where all that differs is the length of what has one row a class, the number of classes was forgotten.
+        classes = {
+            found[name][:1] if shape == (getattr(model, 'num_classes', None), *found[name][1:]) else ()
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        }
+        forgotten = not (missing or unexpected or () in classes) and len(classes) == 1
+        hint = f' With --num-classes {max(classes)[0]} it would.' if forgotten else ''
+        raise OptionError(f'{option} {path}: does not fit {type(model).__name__}: {"; ".join(differences)}.{hint}')
 
 
 def load_weights(model: nn.Module, path: str | Path, *, use_ema: bool, option: str):

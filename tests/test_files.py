@@ -113,6 +113,22 @@ def test_weights_that_fit_are_accepted(model):
     assert check_weights(model.state_dict(), model, '--resume', 'x.pth') is None
 
 
+@pytest.mark.parametrize('bias, hint', [(7, True), (9, False)])
+def test_a_forgotten_number_of_classes_is_told(model, bias, hint):
+    weights = {
+        **model.state_dict(),
+        'fc.weight': torch.zeros(7, model.fc.in_features),
+        'fc.bias': torch.zeros(bias),
+    }
+    with pytest.raises(OptionError, match=r'does not fit ResNet: 2 of another shape') as caught:
+        check_weights(weights, model, '--checkpoint', 'x.pth')
+    assert str(caught.value).endswith(' With --num-classes 7 it would.') == hint
+    weights = {**model.state_dict(), 'fc.weight': torch.zeros(7, 5), 'fc.bias': torch.zeros(7)}
+    with pytest.raises(OptionError) as caught:
+        check_weights(weights, model, '--checkpoint', 'x.pth')
+    assert '--num-classes' not in str(caught.value)
+
+
 def test_differences_are_summed_up_by_kind_with_examples(model):
     weights = dict(model.state_dict())
     names = list(weights)
@@ -127,6 +143,7 @@ def test_differences_are_summed_up_by_kind_with_examples(model):
     assert f'5 missing ({", ".join(names[:3])}, ...)' in message
     assert '1 unexpected (extra.weight)' in message
     assert f'1 of another shape (fc.weight (9, 9) for {tuple(model.fc.weight.shape)})' in message
+    assert '--num-classes' not in message
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pth.tar', '.safetensors'])

@@ -241,7 +241,8 @@ class TrainLoader:
         if len(self.loader) == 0:
             raise OptionError(
                 f'--batch-size {phase.options.batch_size}: the training set ({len(self.dataset)} images) '
-                f'does not fill one batch on each of {phase.options.world_size} processes.'
+                f'does not fill one batch on each of {phase.options.world_size} processes; '
+                f'--updates-per-epoch takes images again until it does.'
             )
         return True
 

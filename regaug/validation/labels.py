@@ -3,7 +3,7 @@
 from timm.data import RealLabelsImagenet
 from torch.utils.data import Dataset
 
-from regaug.errors import OptionError
+from regaug.errors import OptionError, one_line
 
 
 def read_valid_labels(path: str, num_classes: int) -> list[int]:
@@ -22,8 +22,10 @@ def read_valid_labels(path: str, num_classes: int) -> list[int]:
     try:
         with open(path) as file:
             labels = [int(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise OptionError(f'--valid-labels {path}: {error}') from error
+    except ValueError as error:
+        raise OptionError(f'--valid-labels {path}: expected a class index a line ({one_line(error)}).') from error
     wrong = [label for label in labels if not 0 <= label < num_classes]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:

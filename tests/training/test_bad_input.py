@@ -49,7 +49,7 @@ def workplace(image_folder, tmp_path, monkeypatch):
 
 REFUSALS = [
     # what the data and the model tell
-    ('--batch-size 65', ['--batch-size 65', '64']),
+    ('--batch-size 65', ['--batch-size 65', '64', '--updates-per-epoch']),
     ('--model vgg11 --drop-path 0.1', ['--model vgg11', 'drop_path']),
     ('--model test_resnet --model-kwargs wings=2', ['--model test_resnet', 'wings']),
     ('--model test_resnet --gp avgg', ['--model test_resnet --gp avgg', 'cannot be built', 'Invalid pool type']),

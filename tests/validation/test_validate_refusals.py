@@ -65,7 +65,8 @@ def test_labels_that_do_not_fit_are_refused_in_one_line(refusal, images, checkpo
         '--checkpoint', checkpoint, '--valid-labels', tmp_path / 'valid.txt'
     )
     (tmp_path / 'valid.txt').write_text('zero\n')
-    assert '--valid-labels' in refusal('--checkpoint', checkpoint, '--valid-labels', tmp_path / 'valid.txt')
+    message = refusal('--checkpoint', checkpoint, '--valid-labels', tmp_path / 'valid.txt')
+    assert '--valid-labels' in message and 'expected a class index a line' in message
 
     for content in ('[[1], [2]]', 'no json'):
         (tmp_path / 'real.json').write_text(content)
