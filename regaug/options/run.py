@@ -3,9 +3,11 @@
 from argparse import Namespace
 
 from regaug.options.parser import Group, Option, flag, refuse_with, require, shown, warn
+from regaug.options.timm import AUGMENTATION
 from regaug.options.timm_data_checks import refuse_stream
 
 _CUTOUT = '--maxup-aug=cutout --uada-groups=cutout'
+_CROP = {option.dest: option.default for option in AUGMENTATION.options if option.label in ('--scale', '--ratio')}
 
 TRAIN = Group(
     'regaug parameters',
@@ -27,8 +29,8 @@ def resolve(args: Namespace, chosen: dict):
     """Tell which options of the resized crop are without effect, and when there can be nothing to resume."""
     if args.resume == 'auto' and not args.experiment:
         warn('--resume auto finds nothing without --experiment: the default name has the time in it.')
-    for name in ('scale', 'ratio'):
-        if args.pad_crop and name in chosen:
+    for name, default in _CROP.items():  # a run's args.yaml has the defaults
+        if args.pad_crop and chosen.get(name, default) != default:
             warn(f'{shown(args, f"--{name}")} has no effect with {shown(args, "--pad-crop")}, which keeps the size.')
 
 

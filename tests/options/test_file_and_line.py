@@ -121,6 +121,7 @@ def test_the_command_line_turns_off_what_a_file_turns_on(parse):
         ),
         ('--maxup 2 --maxup-aug cutout --score-size 0.5', []),
         ('--pad-crop 4 --scale 0.2 1', ['--scale 0.2 1.0 has no effect with --pad-crop 4, which keeps the size.']),
+        ('--pad-crop 4 --scale 0.08 1 --ratio 0.75 1.3333333333333333', []),  # as args.yaml has it
         ('--gauss-sigma 0.2 --uada', ['--gauss-sigma 0.2 has no effect without --maxup.']),
         (
             '--gradaug 2 --gradaug-depth-rate 0.3',
