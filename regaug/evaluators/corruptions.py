@@ -8,6 +8,7 @@ the other; its convention is the plain mean of the errors.
 `python -m regaug.evaluators.corruptions SRC DST` makes the former layout from a folder of images.
 """
 
+import logging
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from regaug.errors import OptionError
 from regaug.evaluators.accuracy import measure
 from regaug.evaluators.evaluator import CONDITION, Needs
 from regaug.evaluators.progress import Progress
+
+_logger = logging.getLogger('validate')
 
 SEVERITIES = (1, 2, 3, 4, 5)
 # Mean error of AlexNet over the five severities.
@@ -145,21 +148,28 @@ class Corruptions:
                 f'its images have {size[0]}x{size[1]} pixels, the model takes {height}x{width}: '
                 f'give --img-size {min(size)}, or --corruption-resize'
             )
+        if tuple(size) != (height, width) and not self.resize:
+            _logger.info(
+                f'--imagenet-c {self.folder}: of {size[0]}x{size[1]} pixels the middle {height}x{width} are taken, as '
+                f'the benchmark does; --corruption-resize resizes.'
+            )
 
     def run(self, network: nn.Module, data: Any) -> Iterator[tuple[str, Any]]:
         """Yield means over types in per cent, then each type."""
         parts = self._parts()
         total = sum(map(len, parts.values()))
         progress = Progress('Corruptions', total, self.log_freq)
-        errors = {}
+        errors, counts = {}, {}
         for name, severities in parts.items():
             errors[name] = {}
             for severity in severities:
                 dataset = self._open(data, name, severity)
+                counts[f'{name} {severity}'] = len(dataset)
                 loader = data.loader(dataset, crop_pct=1.0, crop_only=not self.resize)
                 metrics = measure(network, data, loader, ClassificationEvaluator(data.device))
                 errors[name][severity] = 1 - metrics['top1'] / 100
                 progress.step(len(dataset), f'{name} {severity}: top1 {metrics["top1"]:.2f}')
+        self._compare(counts, data)
         yield from self._means(errors, 1 - data.metrics['top1'] / 100)
         for name, by_severity in errors.items():
             yield CONDITION, name
@@ -168,6 +178,16 @@ class Corruptions:
                 yield 'ce', corruption_error(name, fmean(by_severity.values()))
             for severity, error in by_severity.items():
                 yield f'top1_severity{severity}', 100 * (1 - error)
+
+    def _compare(self, counts: Mapping[str, int], data: Any):
+        """Tell of parts that have not as many images as the clean ones: half made, or a subset."""
+        clean = len(data.dataset) if hasattr(data.dataset, '__len__') else None
+        others = [f'{part} ({count})' for part, count in counts.items() if clean not in (None, count)]
+        if others:
+            _logger.warning(
+                f'--imagenet-c {self.folder}: {len(others)} of {len(counts)} parts have not as many images as --split '
+                f'{data.args.split} ({clean}), such as {others[0]}.'
+            )
 
     def _means(self, errors: Mapping[str, Mapping[int, float]], clean: float) -> Iterator[tuple[str, Any]]:
         means = {name: fmean(by_severity.values()) for name, by_severity in errors.items()}

@@ -18,7 +18,7 @@ from regaug.evaluators.corruptions import (
     mean_corruption_error,
     relative_mean_corruption_error,
 )
-from tests.helpers.validate import NUM_CLASSES, PIXELS, normalise, save_grey_model, top_k
+from tests.helpers.validate import NUM_CLASSES, PER_CLASS, PIXELS, normalise, save_grey_model, top_k
 
 pytest_plugins = ['tests.helpers.validate_fixtures']
 pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's folder reader closes none
@@ -108,6 +108,21 @@ def test_rows_equal_a_plain_loop_over_cropped_images(run, model, checkpoint, tmp
     assert clean['extra_corruption_top1'] == others[2]['top1']
     assert 'mce' not in clean
     assert clean['mce_missing'].split() == list(ALEXNET), 'none of them is complete'
+
+
+def test_another_number_of_images_and_a_crop_are_told(run, checkpoint, tmp_path, caplog):
+    caplog.set_level('INFO')
+    files = [f'{index}.png' for index in range(PER_CLASS)]
+    write_part(tmp_path, 'fog', 1, files=files)
+    run('--checkpoint', checkpoint, '--imagenet-c', tmp_path)
+    size, crop = PIXELS + 4, f'{PIXELS}x{PIXELS}'
+    assert f'of {size}x{size} pixels the middle {crop} are taken' in caplog.text and 'as many' not in caplog.text
+    caplog.clear()
+    write_part(tmp_path, 'fog', 3, files=files[:-1], side=PIXELS)
+    run('--checkpoint', checkpoint, '--imagenet-c', tmp_path, '--severities', 3)
+    whole, part = NUM_CLASSES * PER_CLASS, NUM_CLASSES * (PER_CLASS - 1)
+    assert f'1 of 1 parts have not as many images as --split validation ({whole}), such as fog 3 ({part}).' in caplog.text
+    assert 'the middle' not in caplog.text
 
 
 @pytest.mark.slow
