@@ -81,11 +81,10 @@ class Spec:
             row: Its name; a longer base's number of epochs, which follows from a measurement, may be any.
             options: The run's options as one line; in files of older versions they do not name the data.
         """
-        spec = self
-        named = bool(options) and shlex.split(options)[0].startswith('data=')
+        spec, words = self, shlex.split(options)
+        named = bool(words) and words[0].startswith('data=')
         if not (named and self.data):
-            spec = replace(self, data='')
-            options = shlex.join(shlex.split(options)[named:])
+            spec, options = replace(self, data=''), shlex.join(words[named:])
         if row in self.variants:
             return options == spec.line(self.argv(row))
         base = re.escape(spec.line(self.argv(self.base)))
